@@ -1,0 +1,86 @@
+"""onnxruntime as the judge: it runs any graph, and says what the right answer is."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from tilewright.errors import UnusableInput
+from tilewright.graph import Graph
+
+# A session takes a message of less than 2 GiB; anything near it goes through files.
+_MESSAGE_BYTES = 1 << 30
+# onnxruntime's errors have no common base.
+RUNTIME_ERRORS = (
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NotImplemented,
+    state.RuntimeException,
+)
+
+
+def cores() -> int:
+    """Count the cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def session(model: Graph | onnx.ModelProto, threads: int | None = None) -> ort.InferenceSession:
+    """Load a model into onnxruntime, on all cores unless `threads` says otherwise.
+
+    Its threads sleep between runs: a spinning pool would slow everything else in this process.
+    Raises UnusableInput where onnxruntime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        if _bytes(model) < _MESSAGE_BYTES:
+            message = model.to_onnx() if isinstance(model, Graph) else model
+            return ort.InferenceSession(message.SerializeToString(), options)
+        graph = model if isinstance(model, Graph) else Graph.from_onnx(model)
+        with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+            graph.save(Path(folder) / "model.onnx")
+            return ort.InferenceSession(Path(folder) / "model.onnx", options)
+    except RUNTIME_ERRORS as error:
+        raise UnusableInput(
+            f"onnxruntime cannot load the model: {error} Check it with onnx.checker, "
+            "and that its operators are standard ones."
+        ) from error
+
+
+def run(
+    model: Graph | onnx.ModelProto, feeds: Mapping[str, np.ndarray], threads: int | None = None
+) -> dict[str, np.ndarray]:
+    """Return every output of one inference, by name."""
+    return outputs_of(session(model, threads), feeds)
+
+
+def outputs_of(
+    loaded: ort.InferenceSession, feeds: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return every output of one inference of a loaded model, by name.
+
+    Raises UnusableInput where the feeds do not fit the model.
+    """
+    names = [output.name for output in loaded.get_outputs()]
+    try:
+        return dict(zip(names, loaded.run(names, dict(feeds)), strict=True))
+    except (*RUNTIME_ERRORS, ValueError) as error:
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+        raise UnusableInput(
+            f"onnxruntime cannot run the model on {shapes or 'no inputs'}: {error} "
+            "Compare the names, shapes and dtypes with the model's inputs."
+        ) from error
+
+
+def _bytes(model: Graph | onnx.ModelProto) -> int:
+    return model.weight_bytes() if isinstance(model, Graph) else model.ByteSize()

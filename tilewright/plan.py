@@ -1,0 +1,145 @@
+"""Plan: how much where. A JSON file from items (layers, mostly) to their levels."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tilewright.errors import UnusableInput
+from tilewright.graph import Graph
+from tilewright.layers import linear_layers
+from tilewright.layout import Tile
+from tilewright.target import Target
+
+# Some weights outside pruned tiles are zero by chance or were so from the start.
+_ACCOUNTED = 0.95
+
+Value = float | int | str
+Level = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Levels by item, such as {"conv_3": {"sparsity": 0.6, "tile": "4x1"}}."""
+
+    levels: Mapping[str, Level] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the JSON text: sorted keys, one item a line, a newline at the end."""
+        lines = [
+            f"  {json.dumps(item)}: {json.dumps(dict(level), sort_keys=True)}"
+            for item, level in sorted(self.levels.items())
+        ]
+        body = ",\n".join(lines)
+        return f'{{"levels": {{\n{body}\n}}}}\n' if lines else '{"levels": {}}\n'
+
+    def write(self, path: Path) -> None:
+        """Write the JSON file; equal plans are equal bytes."""
+        path.write_text(str(self), encoding="utf-8")
+
+    @classmethod
+    def parse(cls, text: str, where: str = "plan") -> "Plan":
+        """Read the JSON text. Raises UnusableInput, naming `where`, on anything else."""
+        try:
+            table = json.loads(text, object_pairs_hook=_without_repeats)
+        except ValueError as error:
+            raise UnusableInput(
+                f"{where} is not a JSON file: {error}. "
+                'Write {"levels": {"layer": {"sparsity": 0.6, "tile": "4x1"}}}.'
+            ) from error
+        if not isinstance(table, dict) or set(table) != {"levels"}:
+            raise UnusableInput(
+                f'{where} must be an object with the one key "levels", '
+                f"but it is {_described(table)}."
+            )
+        levels = table["levels"]
+        if not isinstance(levels, dict):
+            raise UnusableInput(
+                f'"levels" of {where} must map items to levels, but it is {_described(levels)}.'
+            )
+        for item, level in levels.items():
+            _check_level(item, level, where)
+        return cls(levels)
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        """Read a file that `write` wrote. Raises UnusableInput where that is not possible."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnusableInput(
+                f'Plan "{path}" cannot be read: {error}. Give a JSON file as --plan.'
+            ) from error
+        return cls.parse(text, f'Plan "{path}"')
+
+
+def plan_of(graph: Graph, target: Target) -> Plan:
+    """Read back from a graph's zeros how each layer was pruned.
+
+    A layer's tile is the target's for it, or else the largest of the target's tiles that
+    accounts for its zeros, or else a single weight. Layers without zero tiles are not named.
+    """
+    others = {order.tile for order in target.orders.get("fp32", ())}
+    levels: dict[str, Level] = {}
+    for layer in linear_layers(graph):
+        zeros = layer.matrix() == 0
+        first = target.tile_for(layer)
+        rest = sorted(others - {first}, key=lambda t: (-t.outputs * t.inputs, str(t)))
+        for tile in [first, *rest, Tile(1)]:
+            empty = _empty_tiles(zeros, tile)
+            accounted = _area(empty, tile, zeros.shape)
+            if accounted and accounted >= _ACCOUNTED * zeros.sum():
+                levels[layer.name] = {
+                    "sparsity": round(float(empty.mean()), 6),
+                    "tile": str(tile),
+                }
+                break
+    return Plan(levels)
+
+
+def _empty_tiles(zeros: np.ndarray, tile: Tile) -> np.ndarray:
+    """Return which tiles hold zeros only, (row tiles, column blocks)."""
+    outputs, inputs = zeros.shape
+    rows, columns = -(-outputs // tile.outputs), -(-inputs // tile.inputs)
+    padded = np.ones((rows * tile.outputs, columns * tile.inputs), dtype=bool)
+    padded[:outputs, :inputs] = zeros
+    split = padded.reshape(rows, tile.outputs, columns, tile.inputs)
+    return np.asarray(split.all(axis=(1, 3)))
+
+
+def _area(empty: np.ndarray, tile: Tile, shape: tuple[int, ...]) -> int:
+    """Count the weights in the empty tiles; tiles at the border are smaller."""
+    heights = np.minimum(tile.outputs, shape[0] - tile.outputs * np.arange(empty.shape[0]))
+    widths = np.minimum(tile.inputs, shape[1] - tile.inputs * np.arange(empty.shape[1]))
+    return int(heights @ empty @ widths)
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table: dict[str, object] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f'"{key}" occurs twice')
+        table[key] = value
+    return table
+
+
+def _check_level(item: str, level: object, where: str) -> None:
+    if not isinstance(level, dict):
+        raise UnusableInput(
+            f'Level of "{item}" in {where} must be an object like {{"sparsity": 0.6}}, '
+            f"but it is {_described(level)}."
+        )
+    for key, value in level.items():
+        if isinstance(value, bool) or not isinstance(value, float | int | str):
+            raise UnusableInput(
+                f'"{key}" of "{item}" in {where} must be a number or a text, '
+                f"but it is {_described(value)}."
+            )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, dict):
+        return f"an object with the keys {sorted(value)}"
+    return json.dumps(value)

@@ -1,0 +1,109 @@
+"""The contracts between the core and what plugs into it: passes, frontends, backends."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from tilewright.calibration import Calibration
+from tilewright.facts import Fact
+from tilewright.graph import Graph
+from tilewright.plan import Plan
+from tilewright.target import Target
+
+Feeds = Mapping[str, np.ndarray]
+Report = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Report nothing."""
+
+
+class Note(NamedTuple):
+    """Why something was left alone: a node's name and the reason in one sentence."""
+
+    node: str
+    reason: str
+
+
+class Outcome(NamedTuple):
+    """What a pass returns: the new graph, and notes on what it left alone."""
+
+    graph: Graph
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may look at: read-only, handed down.
+
+    A `plan` overrules a pass's own choice of how much where.
+    """
+
+    target: Target
+    calibration: Calibration | None = None
+    seed: int = 0
+    plan: Plan | None = None
+    report: Report = silent
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A pure function from graph to graph, as a frozen dataclass whose fields are its options.
+
+    Options are int, float, bool, str or tuples of them, so that a pipeline prints and parses.
+    The Pipeline checks `needs` before, adds `gives` and drops `takes` after, and verifies
+    every fact that is claimed. A pass with `keeps_outputs` promises the same answers.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    needs: ClassVar[frozenset[Fact]]
+    gives: ClassVar[frozenset[Fact]]
+    takes: ClassVar[frozenset[Fact]]
+    keeps_outputs: ClassVar[bool]
+
+    def __call__(self, graph: Graph, context: Context, /) -> Outcome:
+        """Return the new graph; never change the one that was given."""
+        ...
+
+
+class LayerDecision(NamedTuple):
+    """How one linear layer runs on the device, and why."""
+
+    name: str
+    op: str
+    shape: tuple[int, int, int]  # outputs, inputs, positions
+    tile: str
+    density: float
+    bits: int
+    kernel: str
+    reason: str
+
+
+class Build(NamedTuple):
+    """What a backend wrote: decisions for the report, nodes that run elsewhere, bytes kept."""
+
+    layers: tuple[LayerDecision, ...]
+    islands: tuple[Note, ...]
+    stored_bytes: int
+    details: Mapping[str, str]
+
+
+Executable = Callable[[Feeds], dict[str, np.ndarray]]
+
+
+class Backend(Protocol):
+    """Code that builds for one kind of device."""
+
+    name: ClassVar[str]
+
+    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
+        """Write the executable form of a graph into `folder`. Raises CannotLower."""
+        ...
+
+    def load(self, folder: Path, threads: int | None = None) -> Executable:
+        """Return a function from feeds to outputs."""
+        ...

@@ -1,0 +1,130 @@
+"""Reproduce: a folder that holds all that a failing pass was given, and reruns it.
+
+The folder of the first failure, in fold-batchnorm:
+
+    tilewright-repro/0001-fold-batchnorm/
+      model.onnx        the graph before the pass
+      run.json          pipeline from this pass on, seed, target
+      plan.json         the plan, where there was one
+      calibration.npz   the calibration data, where there was some
+"""
+
+import json
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tilewright.calibration import Calibration
+from tilewright.errors import UnusableInput
+from tilewright.graph import Graph
+from tilewright.layout import Tile
+from tilewright.plan import Plan
+from tilewright.protocol import Context
+from tilewright.target import LaneOrder, Target
+
+
+class Reproduction(NamedTuple):
+    """What `read_reproduction` returns: the arrays go to Calibration.from_arrays."""
+
+    model: Path
+    pipeline: str
+    seed: int
+    target: Target
+    plan: Plan | None
+    arrays: Mapping[str, np.ndarray] | None
+
+
+def write_reproduction(
+    parent: Path, name: str, graph: Graph, pipeline: str, context: Context
+) -> Path:
+    """Write the folder under the next free number and return it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = _next_folder(parent, name)
+    graph.save(folder / "model.onnx")
+    run = {"pipeline": pipeline, "seed": context.seed, "target": _target_json(context.target)}
+    (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    if context.plan is not None:
+        context.plan.write(folder / "plan.json")
+    if context.calibration is not None:
+        np.savez(folder / "calibration.npz", **_stacked(context.calibration))  # type: ignore[arg-type]
+    return folder
+
+
+def read_reproduction(folder: Path) -> Reproduction:
+    """Read what `write_reproduction` wrote. Raises UnusableInput where that is not possible."""
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        target = _target(run["target"])
+        pipeline, seed = str(run["pipeline"]), int(run["seed"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnusableInput(
+            f'"{folder}" cannot be rerun: run.json is missing or damaged ({error!r}). '
+            "Give a folder that a failing pass named."
+        ) from error
+    plan, data = folder / "plan.json", folder / "calibration.npz"
+    arrays = None
+    if data.is_file():
+        with np.load(data, allow_pickle=False) as stored:
+            arrays = dict(stored)
+    return Reproduction(
+        folder / "model.onnx",
+        pipeline,
+        seed,
+        target,
+        Plan.read(plan) if plan.is_file() else None,
+        arrays,
+    )
+
+
+def _next_folder(parent: Path, name: str) -> Path:
+    taken = [p.name.partition("-")[0] for p in parent.iterdir()]
+    first = 1 + max((int(number) for number in taken if number.isdigit()), default=0)
+    for number in count(first):
+        folder = parent / f"{number:04d}-{name}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("count() never ends")
+
+
+def _stacked(calibration: Calibration) -> dict[str, np.ndarray]:
+    """Undo Calibration.from_arrays: its feeds have a batch axis of one, or none."""
+    feeds = list(calibration.feeds())
+    return {
+        name: np.concatenate([f[name] for f in feeds])
+        if values.ndim and values.shape[0] == 1
+        else np.stack([f[name] for f in feeds])
+        for name, values in feeds[0].items()
+    }
+
+
+def _target_json(target: Target) -> dict[str, Any]:
+    return {
+        "name": target.name,
+        "backend": target.backend,
+        "about": target.about,
+        "default_pipeline": target.default_pipeline,
+        "orders": {
+            dtype: [
+                {"lanes": o.lanes, "tile": str(o.tile), "min_positions": o.min_positions}
+                for o in orders
+            ]
+            for dtype, orders in target.orders.items()
+        },
+        "settings": dict(target.settings),
+    }
+
+
+def _target(table: Mapping[str, Any]) -> Target:
+    orders = {
+        dtype: tuple(
+            LaneOrder(o["lanes"], Tile.parse(o["tile"]), o["min_positions"]) for o in entries
+        )
+        for dtype, entries in table["orders"].items()
+    }
+    return Target(**{**table, "orders": orders})

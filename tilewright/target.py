@@ -1,0 +1,86 @@
+"""Target: what a device rewards, read from a .toml file whose keys carry their units."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tilewright.errors import UnusableInput
+from tilewright.layers import Layer
+from tilewright.layout import Tile
+
+
+@dataclass(frozen=True)
+class LaneOrder:
+    """What the vector lanes hold, and the tile that runs at full speed then.
+
+    A layer with at least `min_positions` positions (and no later order that fits better) runs
+    in this order: lanes are positions, or output channels.
+    """
+
+    lanes: str
+    tile: Tile
+    min_positions: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device as the passes and the lowering see it.
+
+    `backend` names the code that builds for it. `settings` holds what only that backend reads.
+    """
+
+    name: str
+    backend: str
+    about: str
+    default_pipeline: str
+    orders: Mapping[str, tuple[LaneOrder, ...]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def order_for(self, positions: int, dtype: str = "fp32") -> LaneOrder:
+        """Return the lane order that runs a layer of so many positions fastest.
+
+        Unknown positions (0) count as many.
+        """
+        orders = sorted(self.orders[dtype], key=lambda o: -o.min_positions)
+        for order in orders:
+            if positions == 0 or positions >= order.min_positions:
+                return order
+        return orders[-1]
+
+    def tile_for(self, layer: Layer, dtype: str = "fp32") -> Tile:
+        """Return the tile that this device runs at full speed for this layer."""
+        return self.order_for(layer.positions, dtype).tile
+
+
+def read_target(path: Path) -> Target:
+    """Read a target description. Raises UnusableInput where a key is missing or wrong."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UnusableInput(
+            f'Target "{path}" cannot be read: {error}. Give a name from '
+            "`tilewright targets`, or a .toml file like targets/cpu.toml."
+        ) from error
+    try:
+        orders = {
+            dtype: tuple(
+                LaneOrder(o["lanes"], Tile.parse(o["tile"]), int(o["min_positions"]))
+                for o in entries
+            )
+            for dtype, entries in table.pop("orders").items()
+        }
+        return Target(
+            name=table.pop("name"),
+            backend=table.pop("backend"),
+            about=table.pop("about"),
+            default_pipeline=table.pop("default_pipeline"),
+            orders=orders,
+            settings=table,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableInput(
+            f'Target "{path}" is not complete: {error!r} is missing or has a wrong value. '
+            "Compare with targets/cpu.toml."
+        ) from error

@@ -1,0 +1,179 @@
+"""Verification: between passes, that each kept its promises; of outputs, that they agree."""
+
+from collections.abc import Mapping
+from itertools import islice, zip_longest
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from tilewright import oracle
+from tilewright.errors import PassFailed, UnusableInput
+from tilewright.facts import CHECKS, Fact
+from tilewright.graph import Graph, static_shape
+from tilewright.protocol import Context, Pass
+from tilewright.random_feeds import random_feeds
+
+FEEDS = 2
+# Folding and reordering change the order of float32 sums; real networks then differ by 1e-6 to
+# 1e-5 of their largest output. A wrong fold differs by far more than this.
+KEPT_OUTPUTS = 1e-4
+
+Outputs = Mapping[str, np.ndarray]
+
+
+class Agreement(NamedTuple):
+    """How far two sets of outputs are apart.
+
+    `max_rel_error` is the largest error relative to the largest magnitude of the same output;
+    `worst` names that output.
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    worst: str
+
+    def within(self, tolerance: float) -> bool:
+        """Say whether the relative error stays under a tolerance; NaN never does."""
+        return self.max_rel_error <= tolerance
+
+
+def compare(expected: Outputs, found: Outputs) -> Agreement:
+    """Compare outputs by name. Raises UnusableInput where names or shapes differ."""
+    if set(expected) != set(found):
+        raise UnusableInput(
+            f"The outputs to compare have different names: {sorted(expected)} and "
+            f"{sorted(found)}. Compare two forms of the same model."
+        )
+    worst = Agreement(0.0, 0.0, "")
+    for name in expected:
+        error = _error(name, np.asarray(expected[name]), np.asarray(found[name]))
+        absolute = max(worst.max_abs_error, error.max_abs_error)
+        # A NaN error must win: it compares as neither larger nor smaller.
+        if not error.max_rel_error <= worst.max_rel_error or not worst.worst:
+            worst = error
+        worst = worst._replace(max_abs_error=absolute)
+    return worst
+
+
+def _error(name: str, expected: np.ndarray, found: np.ndarray) -> Agreement:
+    if expected.shape != found.shape:
+        raise UnusableInput(
+            f'Output "{name}" has the shapes {expected.shape} and {found.shape}. '
+            "Compare two forms of the same model on the same inputs."
+        )
+    if not expected.size:
+        return Agreement(0.0, 0.0, name)
+    if expected.dtype.kind in "biuSUO" or found.dtype.kind in "biuSUO":
+        wrong = float(np.mean(expected != found))
+        return Agreement(wrong, wrong, name)
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return Agreement(0.0, 0.0, name)
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(a - b))
+    absolute = float(np.nan_to_num(difference, nan=np.inf).max())
+    finite = np.abs(a[np.isfinite(a)])
+    scale = float(finite.max()) if finite.size else 0.0
+    return Agreement(absolute, absolute / scale if scale else absolute, name)
+
+
+class Verifier:
+    """Follows a graph through a pipeline and holds every pass to what it says."""
+
+    def __init__(self, graph: Graph, context: Context) -> None:
+        self._context = context
+        self._facts: frozenset[Fact] = frozenset()
+        self._ends = _ends(graph)
+        self._graph = graph
+        self._expected: list[tuple[dict[str, np.ndarray], Outputs]] | None = None
+        # Some models that run everywhere fail the checker; passes are not blamed for those.
+        self._checker_passed = _checker(graph) is None
+
+    def require(self, step: Pass, graph: Graph) -> None:
+        """Prove the facts that a pass needs. Raises UnusableInput where one does not hold."""
+        for fact in sorted(step.needs):
+            if reason := CHECKS[fact](graph):
+                raise UnusableInput(
+                    f"{step.name} needs a graph with {fact}, but {reason}. "
+                    f"Put a pass that gives {fact} before it."
+                )
+
+    def accept(self, step: Pass, graph: Graph) -> None:
+        """Check a pass's result. Raises PassFailed, saying which promise was broken."""
+        try:
+            self._accept(step, graph)
+        except UnusableInput as error:
+            # onnxruntime took the graph before the pass: the pass is at fault, not the user.
+            raise PassFailed(str(error)) from error
+
+    def _accept(self, step: Pass, graph: Graph) -> None:
+        for before, after in zip_longest(self._ends, _ends(graph)):
+            if before is None or after is None or not before.allows(after):
+                raise PassFailed(f"the model's {before} became {after}")
+        if self._checker_passed and (reason := _checker(graph)):
+            raise PassFailed(f"onnx.checker refuses the result: {reason}")
+        self._facts = (self._facts | step.gives) - step.takes
+        for fact in sorted(self._facts):
+            if reason := CHECKS[fact](graph):
+                raise PassFailed(f"the graph should have {fact}, but {reason}")
+        if step.keeps_outputs:
+            self._compare_outputs(graph)
+        else:
+            self._graph, self._expected = graph, None
+
+    def _compare_outputs(self, graph: Graph) -> None:
+        if self._expected is None:
+            self._expected = self._run_before()
+        session = oracle.session(graph)
+        for feeds, expected in self._expected:
+            agreement = compare(expected, oracle.outputs_of(session, feeds))
+            if not agreement.within(KEPT_OUTPUTS):
+                raise PassFailed(
+                    f'output "{agreement.worst}" changed by {agreement.max_abs_error:.3g} '
+                    f"({agreement.max_rel_error:.1e} of its largest value), but the pass "
+                    f"promises to keep it within {KEPT_OUTPUTS}"
+                )
+
+    def _run_before(self) -> list[tuple[dict[str, np.ndarray], Outputs]]:
+        # In a function of its own: two sessions at a time would hold the weights twice.
+        session = oracle.session(self._graph)
+        return [(feeds, oracle.outputs_of(session, feeds)) for feeds in self._feeds()]
+
+    def _feeds(self) -> list[dict[str, np.ndarray]]:
+        calibration = self._context.calibration
+        if calibration is not None:
+            return list(islice(calibration.feeds(), FEEDS))
+        if any(static_shape(tensor) is None for tensor in self._graph.inputs):
+            return []
+        return list(random_feeds(self._graph, FEEDS, self._context.seed))
+
+
+class _End(NamedTuple):
+    """An input or output; a shape is None while it is not known."""
+
+    kind: str
+    name: str
+    dtype: object
+    shape: tuple[int, ...] | None
+
+    def allows(self, after: "_End") -> bool:
+        same_shape = self.shape is None or self.shape == after.shape
+        return self[:3] == after[:3] and same_shape
+
+
+def _ends(graph: Graph) -> list[_End]:
+    return [
+        _End(kind, t.name, None if t.dtype is None else np.dtype(t.dtype), static_shape(t))
+        for kind, tensors in (("input", graph.inputs), ("output", graph.outputs))
+        for t in tensors
+    ]
+
+
+def _checker(graph: Graph) -> str | None:
+    try:
+        onnx.checker.check_model(graph.skeleton())
+    except onnx.checker.ValidationError as error:
+        return str(error).splitlines()[0]
+    return None
