@@ -1,0 +1,10 @@
+"""Passes: pure functions from graph to graph."""
+
+# Name on the command line -> where the class lives; nothing is imported before it is used.
+PASSES: dict[str, str] = {
+    "fold-batchnorm": "tilewright.passes.clean.fold_batchnorm:FoldBatchnorm",
+    "fold-constants": "tilewright.passes.clean.fold_constants:FoldConstants",
+    "prune-tiles": "tilewright.passes.prune.tiles:PruneTiles",
+    "prune-weights": "tilewright.passes.prune.magnitude:PruneWeights",
+    "remove-identities": "tilewright.passes.clean.remove_identities:RemoveIdentities",
+}

@@ -1,0 +1,219 @@
+"""Prune in the tiles that the target's kernels execute, and refit what is left."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tilewright.calibration import Calibration, CrossGram, Gram
+from tilewright.errors import UnusableInput
+from tilewright.facts import Fact
+from tilewright.graph import Graph
+from tilewright.layers import Layer, linear_layers
+from tilewright.layout import Tile
+from tilewright.passes.prune import obs
+from tilewright.passes.prune.bias import bias_of, shift, use_counts
+from tilewright.passes.prune.candidates import candidates, shared
+from tilewright.plan import Plan
+from tilewright.protocol import Context, Note, Outcome
+from tilewright.segments import Pair
+from tilewright.threads import one_blas_thread
+
+Choice = tuple[Tile, float]
+
+
+@dataclass(frozen=True)
+class PruneTiles:
+    """Set whole tiles of weights to zero: `sparsity` of the tiles of every layer.
+
+    A tile is the target's for that layer, or `tile`, such as "4x1" (outputs x inputs). With
+    calibration data the tiles that hurt least are found by "obs" (obs.py), layer by layer:
+    each layer reads what the already pruned network gives it and is refitted to the dense
+    network's outputs. A bias takes part as the weight of one more input, the constant 1, which
+    is never pruned: the Gram matrices are centred. Without data, or with
+    criterion="magnitude", the tiles with the smallest squared sums go; nothing is refitted.
+
+    `damp` is added to the Hessian's diagonal, relative to its mean. The first and last layer
+    (`ends`), layers with fewer than `smallest` weights, grouped convolutions (`depthwise`,
+    by magnitude only) and layers named in `skip` stay dense. A plan in the context decides
+    sparsity and tile layer by layer instead; layers it does not name stay dense.
+    """
+
+    sparsity: float = 0.6
+    criterion: str = "obs"
+    tile: str = ""
+    damp: float = 0.01
+    ends: bool = False
+    smallest: int = 4096
+    depthwise: bool = False
+    skip: tuple[str, ...] = ()
+
+    name: ClassVar[str] = "prune-tiles"
+    source: ClassVar[str] = 'Frantar & Alistarh, "Optimal Brain Compression" (2022), with tiles'
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.FINITE_WEIGHTS})
+    gives: ClassVar[frozenset[Fact]] = frozenset()
+    takes: ClassVar[frozenset[Fact]] = frozenset()
+    keeps_outputs: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raise UnusableInput where an option makes no sense."""
+        if not 0 <= self.sparsity < 1:
+            raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
+        if self.criterion not in ("obs", "magnitude"):
+            raise _wrong("criterion", self.criterion, '"obs" or "magnitude"')
+        if not 0 < self.damp < np.inf:
+            raise _wrong("damp", self.damp, "a positive number")
+        if self.tile:
+            _parsed(self.tile)
+
+    def __call__(self, graph: Graph, context: Context, /) -> Outcome:
+        """Prune every admissible layer."""
+        dense = graph.edit().sorted()
+        pruned = dense.edit()
+        notes: list[Note] = []
+        if context.plan is not None:
+            choices = planned(pruned, context.plan)
+        else:
+            found = candidates(
+                pruned,
+                ends=self.ends,
+                smallest=self.smallest,
+                grouped=self.depthwise,
+                skip=self.skip,
+            )
+            notes += found.notes
+            fixed = _parsed(self.tile) if self.tile else None
+            choices = {
+                layer.name: (fixed or context.target.tile_for(layer), self.sparsity)
+                for layer in found.layers
+            }
+        layers = [layer for layer in linear_layers(pruned) if layer.name in choices]
+        if context.calibration is None or self.criterion == "magnitude":
+            if self.criterion == "obs" and layers:
+                notes += self._warned(context, layers)
+            for layer in layers:
+                _drop_smallest(layer, *choices[layer.name])
+            return Outcome(pruned, tuple(notes))
+        for layer in layers:
+            if layer.groups > 1:
+                _drop_smallest(layer, *choices[layer.name])
+        solved = [layer for layer in layers if layer.groups == 1]
+        with one_blas_thread():
+            self._refit(dense, pruned, solved, choices, context, context.calibration)
+        return Outcome(pruned, tuple(notes))
+
+    def _warned(self, context: Context, layers: list[Layer]) -> list[Note]:
+        reason = "pruned by magnitude and not refitted: there is no calibration data"
+        context.report(
+            "prune-tiles: no calibration data, so tiles are chosen by magnitude and nothing is "
+            "refitted; expect the answers to change a lot. Give --calibration FILE.npz."
+        )
+        return [Note(layer.name, reason) for layer in layers]
+
+    def _refit(
+        self,
+        dense: Graph,
+        pruned: Graph,
+        layers: list[Layer],
+        choices: Mapping[str, Choice],
+        context: Context,
+        calibration: Calibration,
+    ) -> None:
+        pair = Pair(calibration, dense, seed=context.seed)
+        uses = use_counts(pruned)
+        groups: dict[tuple[object, ...], list[Layer]] = {}
+        for layer in layers:
+            groups.setdefault(_input_matrix(layer), []).append(layer)
+        done = 0
+        for members in groups.values():
+            done += len(members)
+            context.report(f"prune-tiles: {members[-1].name} ({done} of {len(layers)})")
+            now, cross = Gram(), CrossGram()
+            for x, x_now in pair.columns(members[0], pruned):
+                now.add(x_now)
+                cross.add(x, x_now)
+            for layer in members:
+                tile, sparsity = choices[layer.name]
+                self._solve(layer, tile, sparsity, now, cross, uses)
+
+    def _solve(
+        self,
+        layer: Layer,
+        tile: Tile,
+        sparsity: float,
+        now: Gram,
+        cross: CrossGram,
+        uses: Mapping[str, int],
+    ) -> None:
+        bias = bias_of(layer, uses)
+        gram, mixed = now.product, cross.product
+        means, means_now = (total / now.columns for total in cross.sums)
+        if bias is not None:
+            gram = gram - now.columns * np.outer(means_now, means_now)
+            mixed = mixed - now.columns * np.outer(means, means_now)
+        hessian = obs.damped(gram, self.damp)
+        matrix = layer.matrix().astype(np.float64)
+        target = obs.asymmetric_target(matrix, mixed, gram, hessian)
+        refitted = obs.prune(target, hessian, tile, sparsity)
+        layer.replace(refitted)
+        if bias is not None:
+            shift(bias, matrix @ means - layer.matrix() @ means_now)
+
+
+def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:
+    """Return tile and sparsity of each layer that a plan prunes.
+
+    Levels without "sparsity" are other passes' and are passed over. Raises one UnusableInput
+    that lists everything wrong with the rest.
+    """
+    layers = {layer.name: layer for layer in linear_layers(graph)}
+    choices: dict[str, Choice] = {}
+    wrong: list[str] = []
+    for item, level in sorted(plan.levels.items()):
+        if "sparsity" not in level:
+            continue
+        sparsity, tile = level["sparsity"], str(level.get("tile", "1x1"))
+        if item not in layers:
+            wrong.append(f'"{item}" is not a linear layer of this model')
+        elif reason := shared(graph, layers[item]):
+            wrong.append(f'"{item}" cannot be pruned: {reason}')
+        elif isinstance(sparsity, str) or not 0 <= sparsity < 1:
+            wrong.append(f'sparsity of "{item}" is {sparsity}, not from 0 to below 1')
+        else:
+            try:
+                choices[item] = Tile.parse(tile), float(sparsity)
+            except ValueError:
+                wrong.append(f'tile of "{item}" is "{tile}", not like "4x1"')
+    if wrong:
+        raise UnusableInput(
+            f"The plan cannot be applied: {'; '.join(wrong)}. "
+            f"Correct it; the model's layers are {', '.join(layers) or 'none'}."
+        )
+    return choices
+
+
+def _drop_smallest(layer: Layer, tile: Tile, sparsity: float) -> None:
+    matrix = layer.matrix()
+    kept = obs.smallest_tiles(matrix, tile, sparsity)
+    layer.replace(np.where(obs.spread(kept, tile, matrix.shape), matrix, 0))
+
+
+def _input_matrix(layer: Layer) -> tuple[object, ...]:
+    """Return what identifies the matrix X that a layer multiplies: equal for siblings."""
+    if layer.node.op != "Conv":
+        return (layer.source.name,)
+    geometry = ("kernel_shape", "strides", "dilations", "pads", "auto_pad")
+    attrs = [str(layer.node.attrs.get(key)) for key in geometry]
+    return (layer.source.name, tuple(layer.weight.shape[1:]), *attrs)
+
+
+def _parsed(text: str) -> Tile:
+    try:
+        return Tile.parse(text)
+    except ValueError as error:
+        raise _wrong("tile", text, 'outputs x inputs, such as "4x1"') from error
+
+
+def _wrong(option: str, value: object, wanted: str) -> UnusableInput:
+    return UnusableInput(f"prune-tiles: {option} is {value}, but must be {wanted}.")
