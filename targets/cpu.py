@@ -1,0 +1,356 @@
+"""The cpu backend: tile kernels through TVM's LLVM, in this process."""
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+
+from tilewright.errors import CannotLower, DamagedArtifact, UnusableInput
+from tilewright.graph import Graph
+from tilewright.protocol import Build, Executable, Feeds, Report
+from tilewright.target import Target
+from tilewright.targets.kernels.pen import Isa
+from tilewright.targets.link import link_shared
+from tilewright.targets.lower.anchors import ANCHORS
+from tilewright.targets.lower.lowering import Lowering, NotLowered
+from tilewright.targets.lower.patterns import recognize_layer_norms
+from tilewright.targets.lower.program import ALIGNMENT, Island, Program, place_constants, plan_arena
+from tilewright.targets.lower.window import Buffer, Window
+
+LIBRARY, WEIGHTS, INDICES, REST, PROGRAM = (
+    "lib.so",
+    "weights.bin",
+    "indices.bin.z",
+    "constants.bin",
+    "program.json",
+)
+# What each instruction set needs of the CPU, as /proc/cpuinfo spells it; best first.
+_FLAGS = {
+    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx2": {"avx2", "fma", "bmi2"},
+}
+
+
+class CpuBackend:
+    """Builds shared libraries for x86-64 and runs them in process."""
+
+    name: ClassVar[str] = "cpu"
+
+    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
+        """Lower, compile and write `lib.so`, the packed weights and `program.json`.
+
+        Raises CannotLower where a node can run neither here nor in onnxruntime.
+        """
+        from tilewright.targets.lower.module import Bases, compile_library, relax_module
+
+        isa = isa_of(target)
+        report("lowering")
+        try:
+            whole = recognize_layer_norms(graph)
+            program = Lowering(whole, target, isa, ANCHORS).run(report)
+        except NotLowered as error:
+            raise CannotLower(f"Target {target.name} cannot run this model: {error}.") from error
+        arena, arena_bytes = plan_arena(program)
+        offsets: dict[Buffer, int] = {
+            buffer: at // np.dtype(buffer.dtype).itemsize for buffer, at in arena.items()
+        }
+        stored = _write_constants(program, folder, offsets, arena_bytes)
+        names = tuple(sorted({buffer.dtype for buffer in offsets}))
+        report("compiling kernels")
+        module = relax_module(program, Bases(offsets, names), isa)
+        compile_library(module, isa, folder / LIBRARY, link_shared)
+        _write_islands(graph, program, folder)
+        _write_program(program, folder, names, offsets, arena_bytes, target)
+        return Build(
+            layers=tuple(program.layers),
+            islands=tuple(program.islands),
+            stored_bytes=stored + (folder / LIBRARY).stat().st_size,
+            details={
+                "isa": isa.name,
+                "calls": str(len(program.steps)),
+                "arena_bytes": str(arena_bytes),
+            },
+        )
+
+    def load(self, folder: Path, threads: int | None = None) -> Executable:
+        """Return a function from feeds to outputs; it is not reentrant: one call at a time."""
+        return _Program(folder, threads)
+
+
+def isa_of(target: Target) -> Isa:
+    """Return the instruction set that a target asks for, or the best that this CPU has."""
+    wanted = str(target.settings.get("isa", "host"))
+    tables: dict[str, dict[str, Any]] = target.settings["isas"]
+    if wanted == "host":
+        has = _cpu_flags()
+        wanted = next((name for name, needs in _FLAGS.items() if needs <= has), "")
+        if not wanted:
+            raise UnusableInput(
+                f"Target {target.name} needs an x86-64 CPU with AVX2 and FMA; this one has "
+                f"neither set of {sorted(_FLAGS)}. Compile for another target."
+            )
+    if wanted not in tables:
+        raise UnusableInput(
+            f'Target {target.name} asks for isa "{wanted}"; it describes {sorted(tables)}. '
+            "Add a table [isas.NAME], or take one of these."
+        )
+    table = tables[wanted]
+    return Isa(wanted, table["mcpu"], table["lanes_fp32"], table["registers"])
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    lines = (line for line in text.splitlines() if line.startswith("flags"))
+    return set(next(lines, ":").split(":", 1)[1].split())
+
+
+def _write_constants(
+    program: Program, folder: Path, offsets: dict[Buffer, int], arena_bytes: int
+) -> int:
+    """Write weights, indices and what else is constant; add their offsets; return bytes.
+
+    Other dtypes live behind the arena, which is one memory for all of them.
+    """
+    stored = 0
+    places, count = place_constants(program, "weights")
+    offsets.update(places)
+    with (folder / WEIGHTS).open("wb") as out:
+        for values in _in_place(program, places, count):
+            out.write(values.data)
+    stored += count * 4
+    places, count = place_constants(program, "indices")
+    offsets.update(places)
+    # Lists of offsets rise in small steps: as differences they pack to a fraction.
+    flat = np.concatenate([np.zeros(0, np.int32), *_in_place(program, places, count)])
+    packed = zlib.compress(np.diff(flat, prepend=np.int32(0)).tobytes(), 6)
+    (folder / INDICES).write_bytes(packed)
+    stored += len(packed)
+    with (folder / REST).open("wb") as out:
+        for kind in sorted({b.dtype for b in program.constants} - {"weights", "indices"}):
+            places, count = place_constants(program, kind)
+            start = (arena_bytes + out.tell()) // np.dtype(kind).itemsize
+            offsets.update({buffer: start + at for buffer, at in places.items()})
+            for values in _in_place(program, places, count):
+                out.write(values.data)
+        stored += out.tell()
+    return stored
+
+
+def _in_place(
+    program: Program, places: dict[Buffer, int], count: int
+) -> Iterator[np.ndarray]:
+    """Yield constants and the gaps between them, in order."""
+    at = 0
+    for buffer, place in places.items():
+        values = program.constants[buffer]
+        if place > at:
+            yield np.zeros(place - at, values.dtype)
+        yield values
+        at = place + values.size
+    if count > at:
+        yield np.zeros(count - at, program.constants[next(iter(places))].dtype)
+
+
+def _write_islands(graph: Graph, program: Program, folder: Path) -> None:
+    islands = [step for step in program.steps if isinstance(step, Island)]
+    if not islands:
+        return
+    whole = graph.to_onnx()
+    nodes = {node.name: node for node in whole.graph.node}
+    for index, island in enumerate(islands):
+        node = nodes[island.node.name]
+        names = _names_read(node)
+        model = onnx.helper.make_model(
+            onnx.helper.make_graph(
+                [node],
+                island.node.name,
+                [_value_info(name, w) for name, w in island.inputs],
+                [_value_info(name, w) for name, w in island.outputs],
+                [t for t in whole.graph.initializer if t.name in names],
+            ),
+            opset_imports=whole.opset_import,
+            ir_version=whole.ir_version,
+        )
+        path = folder / f"island_{index}.onnx"
+        path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for child in inner.node:
+                names |= _names_read(child)
+            names |= {o.name for o in inner.output}
+    return names
+
+
+def _value_info(name: str, window: Window) -> onnx.ValueInfoProto:
+    dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(_numpy_dtype(window.dtype)))
+    return onnx.helper.make_tensor_value_info(name, dtype, window.shape)
+
+
+def _numpy_dtype(kind: str) -> str:
+    return {"weights": "float32", "indices": "int32"}.get(kind, kind)
+
+
+def _write_program(
+    program: Program,
+    folder: Path,
+    names: tuple[str, ...],
+    offsets: dict[Buffer, int],
+    arena_bytes: int,
+    target: Target,
+) -> None:
+    from tilewright.targets.lower.module import segments
+
+    def shown(window: Window) -> dict[str, Any]:
+        return {
+            "base": window.buffer.dtype,
+            "at": offsets[window.buffer] + window.offset,
+            "shape": window.shape,
+            "strides": window.strides,
+        }
+
+    parts: list[dict[str, Any]] = []
+    for part in segments(program):
+        if isinstance(part, Island):
+            parts.append(
+                {
+                    "island": sum("island" in p for p in parts),
+                    "inputs": {name: shown(w) for name, w in part.inputs},
+                    "outputs": {name: shown(w) for name, w in part.outputs},
+                }
+            )
+        else:
+            parts.append({"function": sum("function" in p for p in parts)})
+    content = {
+        "bases": names,
+        "arena_bytes": arena_bytes,
+        "threads": int(target.settings.get("threads", 0)),
+        "inputs": {name: shown(w) for name, w in program.inputs.items()},
+        "outputs": {name: shown(w) for name, w in program.outputs.items()},
+        "parts": parts,
+    }
+    text = json.dumps(content, indent=1)
+    (folder / PROGRAM).write_text(text + "\n", encoding="utf-8")
+
+
+class _Program:
+    """A loaded artifact: one arena, the weights mapped from their file, a virtual machine."""
+
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        content = _read_program(folder)
+        wanted = threads or content["threads"] or len(os.sched_getaffinity(0))
+        # The pool reads this when it starts; a later change goes through the runtime.
+        os.environ.setdefault("TVM_NUM_THREADS", str(wanted))
+        import tvm
+        from tvm import relax
+
+        tvm.get_global_func("runtime.config_threadpool")(1, wanted)
+        self._bases = _base_arrays(folder, content)
+        self._arguments = [tvm.runtime.from_dlpack(a) for a in self._bases.values()]
+        library = tvm.runtime.load_module(str(folder / LIBRARY))
+        machine = relax.VirtualMachine(library, tvm.cpu())
+        self._inputs = {k: self._view(w) for k, w in content["inputs"].items()}
+        self._outputs = {k: self._view(w) for k, w in content["outputs"].items()}
+        self._parts: list[Callable[[], None]] = []
+        for part in content["parts"]:
+            if "function" in part:
+                self._parts.append(self._segment(machine[f"run_{part['function']}"]))
+            else:
+                self._parts.append(self._island(folder, part, wanted))
+
+    def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Run one inference. Raises UnusableInput where feeds do not fit the model."""
+        for name, view in self._inputs.items():
+            value = np.asarray(feeds[name]) if name in feeds else None
+            if value is None or value.shape != view.shape or value.dtype != view.dtype:
+                found = "nothing" if value is None else f"{value.dtype} {list(value.shape)}"
+                raise UnusableInput(
+                    f'Input "{name}" must be {view.dtype} {list(view.shape)}; found {found}. '
+                    f"This artifact takes {sorted(self._inputs)}."
+                )
+            np.copyto(view, value)
+        for part in self._parts:
+            part()
+        return {name: view.copy() for name, view in self._outputs.items()}
+
+    def _segment(self, function: Any) -> Callable[[], None]:
+        return lambda: function(*self._arguments) and None
+
+    def _island(self, folder: Path, part: dict[str, Any], threads: int) -> Callable[[], None]:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # A spinning pool would take the cores from the kernels between islands.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = folder / f"island_{part['island']}.onnx"
+        session = onnxruntime.InferenceSession(str(path), options)
+        inputs = {k: self._view(w) for k, w in part["inputs"].items()}
+        outputs = {k: self._view(w) for k, w in part["outputs"].items()}
+
+        def run() -> None:
+            feeds = {k: np.ascontiguousarray(v) for k, v in inputs.items()}
+            for view, value in zip(
+                outputs.values(), session.run(list(outputs), feeds), strict=True
+            ):
+                np.copyto(view, value)
+
+        return run
+
+    def _view(self, window: dict[str, Any]) -> np.ndarray:
+        base = self._bases[window["base"]]
+        strides = [s * base.itemsize for s in window["strides"]]
+        return np.lib.stride_tricks.as_strided(
+            base[window["at"] :], window["shape"], strides
+        )
+
+
+def _read_program(folder: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((folder / PROGRAM).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(
+            f"{folder / PROGRAM} cannot be read: {error}. Compile the model again."
+        ) from error
+    return content
+
+
+def _base_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the arrays that kernels address, by name; the weights stay in their file."""
+    rest = (folder / REST).read_bytes()
+    arena = _aligned(content["arena_bytes"] + len(rest) + ALIGNMENT)
+    if rest:
+        start = content["arena_bytes"]
+        arena[start : start + len(rest)] = np.frombuffer(rest, np.uint8)
+    arrays: dict[str, np.ndarray] = {}
+    for name in content["bases"]:
+        if name == "weights":
+            # Copy-on-write: DLPack wants a writable array, the file must not change.
+            arrays[name] = np.memmap(folder / WEIGHTS, np.float32, mode="c")
+        elif name == "indices":
+            raw = zlib.decompress((folder / INDICES).read_bytes())
+            steps = np.frombuffer(raw, np.int32)
+            arrays[name] = _aligned(steps.nbytes).view(np.int32)
+            np.cumsum(steps, dtype=np.int32, out=arrays[name][: steps.size])
+        else:
+            arrays[name] = arena.view(np.dtype(name))
+    return arrays
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Return zeroed bytes whose address and size suit every dtype and DLPack."""
+    whole = -(-size // ALIGNMENT) * ALIGNMENT
+    raw = np.zeros(whole + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + whole]

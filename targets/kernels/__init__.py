@@ -1,0 +1,1 @@
+"""TensorIR generators: each kernel is a frozen description that writes one PrimFunc."""

@@ -1,0 +1,310 @@
+"""Elementwise operators as vector expressions, and chains of them that run inside a store.
+
+A `Chain` is a small program over vectors: every kernel can run one on its results before they
+are stored, so bias, activation and residual cost no pass over memory. GELU, SiLU and HardSwish
+need no rule of their own: their ONNX nodes simply become steps of a chain.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from tilewright.targets.kernels.pen import Expr, Pen
+
+# Odd/even minimax polynomials of erf on |x| <= 4: at most 4e-7 off, and of 2^f for exp.
+_ERF_ODD = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+_ERF_EVEN = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_TANH_ODD = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+_TANH_EVEN = (
+    1.19825839466702e-06,
+    1.18534705686654e-04,
+    2.26843463243900e-03,
+    4.89352518554385e-03,
+)
+_LOG = (
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a step's operand comes from.
+
+    `kind` is "result" (what the kernel computed), "step" (an earlier step, `index`), "operand"
+    (memory, the chain's operand `index`) or "number" (`value`, of `dtype`).
+    """
+
+    kind: str
+    index: int = 0
+    value: float = 0.0
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One elementwise node."""
+
+    op: str
+    inputs: tuple[Source, ...]
+    attrs: tuple[tuple[str, float | int | str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Steps in order, and which values are stored: sources, one an output."""
+
+    steps: tuple[Step, ...] = ()
+    outputs: tuple[Source, ...] = (Source("result"),)
+
+
+def run_chain(
+    pen: Pen, chain: Chain, result: Expr | None, operand: Callable[[int], Expr], width: int
+) -> list[Expr]:
+    """Write a chain's steps for one vector and return the values of its outputs.
+
+    `operand(i)` loads the chain's i-th memory operand for the place at hand.
+    """
+    loaded: dict[int, Expr] = {}
+    done: list[Expr] = []
+
+    def value(source: Source) -> Expr:
+        if source.kind == "result":
+            return result
+        if source.kind == "step":
+            return done[source.index]
+        if source.kind == "number":
+            return number(source.value, source.dtype, width)
+        if source.index not in loaded:
+            loaded[source.index] = pen.register(operand(source.index))
+        return loaded[source.index]
+
+    for step in chain.steps:
+        inputs = [value(source) for source in step.inputs]
+        maker = OPERATORS[step.op]
+        done.append(pen.register(maker(Math(pen, width, dict(step.attrs)), *inputs)))
+    return [value(source) for source in chain.outputs]
+
+
+def number(value: float, dtype: str, width: int) -> Expr:
+    """Return a constant in every lane."""
+    literal = tirx.const(int(value) if "float" not in dtype else float(value), dtype)
+    return literal if width == 1 else tirx.Broadcast(literal, width)
+
+
+class Math:
+    """Vector arithmetic of one width, with the attributes of the node at hand."""
+
+    def __init__(self, pen: Pen, width: int, attrs: dict[str, float | int | str]) -> None:
+        self.pen = pen
+        self.width = width
+        self.attrs = attrs
+
+    def f(self, value: float) -> Expr:
+        """A float32 constant."""
+        return number(value, "float32", self.width)
+
+    def typed(self, dtype: str) -> str:
+        """A dtype's name at this width."""
+        return dtype if self.width == 1 else f"{dtype}x{self.width}"
+
+    def keep(self, value: Expr) -> Expr:
+        """Name a value that is used more than once."""
+        return self.pen.register(value)
+
+    def polynomial(self, x: Expr, coefficients: tuple[float, ...]) -> Expr:
+        """Evaluate by Horner's rule, highest power first."""
+        result = self.f(coefficients[0])
+        for c in coefficients[1:]:
+            result = result * x + self.f(c)
+        return self.keep(result)
+
+    def clamp(self, x: Expr, low: float, high: float) -> Expr:
+        """Limit to [low, high]; NaN passes through, as operands come second."""
+        return self.keep(tirx.min(tirx.max(x, self.f(low)), self.f(high)))
+
+    def exp(self, x: Expr) -> Expr:
+        """e^x: 2^n times a polynomial on the remainder; 1 unit in the last place or so.
+
+        Below e^-87 the result is 0, not a denormal: those stop a core for 100 cycles each, and
+        masked softmax makes thousands of them.
+        """
+        vanishes = self.keep(x < self.f(-87.0))
+        x = self.clamp(x, -87.0, 88.0)
+        whole = self.keep(self.llvm("roundeven", x * self.f(math.log2(math.e))))
+        rest = self.keep(x - whole * self.f(0.693359375) - whole * self.f(-2.12194440e-4))
+        series = self.polynomial(rest, _EXP)
+        mantissa = self.keep(series * rest * rest + rest + self.f(1.0))
+        exponent = tirx.Cast(self.typed("int32"), whole) + number(127, "int32", self.width)
+        scale = tirx.shift_left(exponent, number(23, "int32", self.width))
+        power = self.keep(mantissa * tirx.reinterpret(self.typed("float32"), scale))
+        return self.keep(tirx.Select(vanishes, self.f(0.0), power))
+
+    def log(self, x: Expr) -> Expr:
+        """Natural logarithm by exponent and a polynomial on [sqrt(1/2), sqrt(2)) (Cephes)."""
+        bits = self.keep(tirx.reinterpret(self.typed("int32"), x))
+        half = number(0x3F000000, "int32", self.width)
+        low = tirx.bitwise_and(bits, number(0x007FFFFF, "int32", self.width))
+        m = self.keep(tirx.reinterpret(self.typed("float32"), tirx.bitwise_or(low, half)))
+        raw = tirx.shift_right(bits, number(23, "int32", self.width))
+        e = self.keep(
+            tirx.Cast(self.typed("float32"), raw - number(126, "int32", self.width))
+        )
+        small = self.keep(m < self.f(math.sqrt(0.5)))
+        e = self.keep(e - tirx.Select(small, self.f(1.0), self.f(0.0)))
+        m = self.keep(tirx.Select(small, m + m, m) - self.f(1.0))
+        z = self.keep(m * m)
+        y = self.polynomial(m, _LOG) * m * z + e * self.f(-2.12194440e-4) - z * self.f(0.5)
+        return self.keep(m + y + e * self.f(0.693359375))
+
+    def erf(self, x: Expr) -> Expr:
+        """Error function."""
+        x = self.clamp(x, -4.0, 4.0)
+        square = self.keep(x * x)
+        return x * self.polynomial(square, _ERF_ODD) / self.polynomial(square, _ERF_EVEN)
+
+    def tanh(self, x: Expr) -> Expr:
+        """Hyperbolic tangent (a rational minimax, as in Eigen)."""
+        x = self.clamp(x, -7.90531110763549805, 7.90531110763549805)
+        square = self.keep(x * x)
+        return x * self.polynomial(square, _TANH_ODD) / self.polynomial(square, _TANH_EVEN)
+
+    def sigmoid(self, x: Expr) -> Expr:
+        """1 / (1 + e^-x)."""
+        return self.f(1.0) / (self.f(1.0) + self.exp(self.f(0.0) - x))
+
+    def llvm(self, intrinsic: str, x: Expr) -> Expr:
+        """Apply a vector instruction that LLVM has a name for: sqrt, floor, ceil, fabs."""
+        suffix = "f32" if self.width == 1 else f"v{self.width}f32"
+        return tirx.call_llvm_pure_intrin(
+            self.typed("float32"), f"llvm.{intrinsic}.{suffix}", x
+        )
+
+    def number_of(self, key: str, default: float) -> Expr:
+        """An attribute as a constant."""
+        return self.f(float(self.attrs.get(key, default)))
+
+
+def _clip(m: Math, x: Expr, low: Expr | None = None, high: Expr | None = None) -> Expr:
+    if low is not None:
+        x = tirx.max(x, low)
+    if high is not None:
+        x = tirx.min(x, high)
+    return x
+
+
+def _hard_sigmoid(m: Math, x: Expr) -> Expr:
+    line = x * m.number_of("alpha", 0.2) + m.number_of("beta", 0.5)
+    return tirx.min(tirx.max(line, m.f(0.0)), m.f(1.0))
+
+
+def _hard_swish(m: Math, x: Expr) -> Expr:
+    return x * tirx.min(tirx.max(x * m.f(1 / 6) + m.f(0.5), m.f(0.0)), m.f(1.0))
+
+
+def _gelu(m: Math, x: Expr) -> Expr:
+    if m.attrs.get("approximate") == "tanh":
+        inner = x * m.f(math.sqrt(2 / math.pi)) * (m.f(1.0) + m.f(0.044715) * x * x)
+        return x * m.f(0.5) * (m.f(1.0) + m.tanh(inner))
+    return x * m.f(0.5) * (m.f(1.0) + m.erf(x * m.f(math.sqrt(0.5))))
+
+
+def _leaky_relu(m: Math, x: Expr) -> Expr:
+    return tirx.Select(x > m.f(0.0), x, x * m.number_of("alpha", 0.01))
+
+
+def _elu(m: Math, x: Expr) -> Expr:
+    alpha = m.number_of("alpha", 1.0)
+    return tirx.Select(x > m.f(0.0), x, alpha * (m.exp(x) - m.f(1.0)))
+
+
+def _softplus(m: Math, x: Expr) -> Expr:
+    # log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), which cannot overflow.
+    tail = m.log(m.f(1.0) + m.exp(m.f(0.0) - m.llvm("fabs", x)))
+    return tirx.max(x, m.f(0.0)) + tail
+
+
+def _pow(m: Math, x: Expr, _: Expr) -> Expr:
+    # Only small exponents that are known come here: see `chain_step` in lower/elementwise.
+    exponent = float(m.attrs["exponent"])
+    if exponent == 0.5:
+        return m.llvm("sqrt", x)
+    result = x
+    for _round in range(int(exponent) - 1):
+        result = m.keep(result * x)
+    return result
+
+
+def _cast(m: Math, x: Expr) -> Expr:
+    return tirx.Cast(m.typed(str(m.attrs["to"])), x)
+
+
+OPERATORS: dict[str, Callable[..., Expr]] = {
+    "Identity": lambda m, x: x,
+    "Add": lambda m, a, b: a + b,
+    "Sub": lambda m, a, b: a - b,
+    "Mul": lambda m, a, b: a * b,
+    "Div": lambda m, a, b: a / b,
+    "Min": lambda m, a, b: tirx.min(a, b),
+    "Max": lambda m, a, b: tirx.max(a, b),
+    "Pow": _pow,
+    "Neg": lambda m, x: m.f(0.0) - x,
+    "Abs": lambda m, x: m.llvm("fabs", x),
+    "Sqrt": lambda m, x: m.llvm("sqrt", x),
+    "Floor": lambda m, x: m.llvm("floor", x),
+    "Ceil": lambda m, x: m.llvm("ceil", x),
+    "Round": lambda m, x: m.llvm("roundeven", x),
+    "Reciprocal": lambda m, x: m.f(1.0) / x,
+    "Exp": lambda m, x: m.exp(x),
+    "Erf": lambda m, x: m.erf(x),
+    "Tanh": lambda m, x: m.tanh(x),
+    "Sigmoid": lambda m, x: m.sigmoid(x),
+    "Relu": lambda m, x: tirx.max(x, m.f(0.0)),
+    "LeakyRelu": _leaky_relu,
+    "PRelu": lambda m, x, slope: tirx.Select(x > m.f(0.0), x, x * slope),
+    "Elu": _elu,
+    "Softplus": _softplus,
+    "Clip": _clip,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_swish,
+    "Gelu": _gelu,
+    "Where": lambda m, c, a, b: tirx.Select(c, a, b),
+    "Equal": lambda m, a, b: tirx.EQ(a, b),
+    "Greater": lambda m, a, b: a > b,
+    "Less": lambda m, a, b: a < b,
+    "GreaterOrEqual": lambda m, a, b: a >= b,
+    "LessOrEqual": lambda m, a, b: a <= b,
+    "Cast": _cast,
+}

@@ -1,0 +1,168 @@
+"""Pen: writes one PrimFunc, loop by loop, with explicit vectors.
+
+TVM's script builder is used directly: a Python loop is unrolled code, `serial` and `parallel`
+are real loops, and values of `width` > 1 are vectors. Memory is reached through numbered
+arguments, each a base array plus an element offset that the caller passes at run time, so one
+PrimFunc serves every call of the same form.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+Expr = Any  # a tirx.PrimExpr: TVM ships no types
+
+
+_STACK_BYTES = 16_384
+
+
+@dataclass(frozen=True)
+class Isa:
+    """The vector unit that kernels are written for."""
+
+    name: str
+    mcpu: str
+    lanes: int  # float32 lanes of a register
+    registers: int
+
+    def width_for(self, extent: int) -> int:
+        """Return the widest vector, a power of two, that `extent` elements fill."""
+        width = self.lanes
+        while width > extent:
+            width //= 2
+        return width
+
+
+class Pen:
+    """What a kernel writes with while its PrimFunc is open."""
+
+    def __init__(self, isa: Isa, bases: dict[str, Expr], offsets: Sequence[Expr]) -> None:
+        self.isa = isa
+        self._bases = bases
+        self._args = offsets
+        self._kinds: tuple[str, ...] = ()
+
+    def load(self, arg: int, index: Expr, width: int = 1, stride: int = 1) -> Expr:
+        """Read `width` elements from `index` on, `stride` apart (0: one, in every lane)."""
+        buffer = self._bases[self._kinds[arg]]
+        at = self._args[arg] + index
+        if width == 1:
+            return buffer[at]
+        if stride == 0:
+            return tirx.Broadcast(buffer[at], width)
+        return buffer[tirx.Ramp(at, stride, width)]
+
+    def store(
+        self, arg: int, index: Expr, value: Expr, width: int = 1, stride: int = 1
+    ) -> None:
+        """Write a scalar, or `width` elements `stride` apart."""
+        buffer = self._bases[self._kinds[arg]]
+        at = self._args[arg] + index
+        T.buffer_store(buffer, value, [at if width == 1 else tirx.Ramp(at, stride, width)])
+
+    def local(self, elements: int, dtype: str = "float32") -> "Local":
+        """Return scratch memory of this thread: registers, where all indices are constant.
+
+        TVM puts only small "global" buffers on the stack, where LLVM turns them into registers;
+        others cost two calls to the runtime's allocator, which a few more on the stack do not.
+        """
+        if elements * 8 >= _STACK_BYTES:
+            return Local(T.alloc_buffer((elements,), dtype, scope="local"))
+        keep = {"disable_lower_builtin": True}
+        return Local(T.alloc_buffer((elements,), dtype, scope="global", annotations=keep))
+
+    def register(self, value: Expr) -> Expr:
+        """Name an intermediate value, so that it is computed once.
+
+        Vectors of bool stay unnamed: TVM's analyzer asserts on them.
+        """
+        if not isinstance(value, int) and str(value.ty).startswith("boolx"):
+            return value
+        return T.bind(value)
+
+    @contextmanager
+    def serial(self, extent: Expr) -> Iterator[Expr]:
+        """Loop; a loop of one round is no loop."""
+        if isinstance(extent, int) and extent == 1:
+            yield tirx.const(0, "int32")
+            return
+        with T.serial(extent) as index:
+            yield index
+
+    @contextmanager
+    def parallel(self, extent: int, when: bool = True) -> Iterator[Expr]:
+        """Loop over the threads' pool; serial where the work does not pay for the launch."""
+        if not when or extent == 1:
+            with self.serial(extent) as index:
+                yield index
+            return
+        with T.parallel(extent) as index:
+            yield index
+
+
+@dataclass(frozen=True)
+class Local:
+    """Scratch memory inside a kernel."""
+
+    buffer: Expr
+
+    def load(self, index: Expr, width: int = 1, stride: int = 1) -> Expr:
+        """Read from scratch."""
+        if width == 1:
+            return self.buffer[index]
+        if stride == 0:
+            return tirx.Broadcast(self.buffer[index], width)
+        return self.buffer[tirx.Ramp(index, stride, width)]
+
+    def store(self, index: Expr, value: Expr, width: int = 1) -> None:
+        """Write to scratch."""
+        T.buffer_store(
+            self.buffer, value, [index if width == 1 else tirx.Ramp(index, 1, width)]
+        )
+
+
+def write_prim_func(
+    name: str, isa: Isa, kinds: tuple[str, ...], body: Callable[[Pen], None]
+) -> Expr:
+    """Return the PrimFunc that `body` writes.
+
+    `kinds` names each argument's base array (its dtype, or "weights"/"indices"); the function
+    takes each distinct base once, sorted, then one int32 offset an argument.
+    """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            bases = {}
+            for kind in sorted(set(kinds)):
+                extent = tirx.Var(f"{kind}_elements", "int64")
+                bases[kind] = T.arg(kind, T.buffer((extent,), dtype_of(kind)))
+            offsets = [
+                T.arg(f"at{i}", tirx.Var(f"at{i}", "int32")) for i in range(len(kinds))
+            ]
+            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            pen = Pen(isa, bases, offsets)
+            pen._kinds = kinds
+            body(pen)
+    return builder.get()
+
+
+def dtype_of(kind: str) -> str:
+    """Return the element type of a base array."""
+    return {"weights": "float32", "indices": "int32"}.get(kind, kind)
+
+
+def vector_starts(extent: int, width: int) -> list[int]:
+    """Cover `extent` elements with vectors; the last one moves back over its neighbour.
+
+    Elements that two vectors cover are computed twice, to the same value, which is cheaper than
+    a masked tail. `extent` must be at least `width`.
+    """
+    starts = list(range(0, extent - width + 1, width))
+    if starts[-1] + width < extent:
+        starts.append(extent - width)
+    return starts

@@ -1,0 +1,278 @@
+"""Kernels over planes (one channel of one image): padding, depthwise convolution, pooling.
+
+A plane is copied once into a padded scratch whose rows and columns are sorted by their phase
+(index modulo stride). A tap of the window is then a contiguous vector at any stride, without a
+border case in the inner loop.
+"""
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from tilewright.targets.kernels.blocks import Nest, Strides, cut
+from tilewright.targets.kernels.elementwise import Chain, number, run_chain
+from tilewright.targets.kernels.pen import Expr, Pen
+from tilewright.targets.kernels.tile import each_result
+
+_PARALLEL_ELEMENTS = 10_000
+_ACCUMULATORS = 8
+
+
+@dataclass(frozen=True)
+class PlaneShape:
+    """A plane, what surrounds it and how a window moves over it.
+
+    `top` and `left` are padding before, `height` and `width` the input's extent, `out_height`
+    and `out_width` the output's; `kernel`, `stride`, `dilation` are (rows, columns).
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+    out_height: int
+    out_width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns of the padded input that any window touches."""
+        reach = (
+            (out - 1) * stride + (kernel - 1) * dilation + 1
+            for out, stride, kernel, dilation in zip(
+                (self.out_height, self.out_width),
+                self.stride,
+                self.kernel,
+                self.dilation,
+                strict=True,
+            )
+        )
+        rows, columns = reach
+        return rows, columns
+
+    @property
+    def phase(self) -> tuple[int, int]:
+        """Rows and columns of one phase of the scratch."""
+        rows, columns = self.reach
+        return -(-rows // self.stride[0]), -(-columns // self.stride[1])
+
+    @property
+    def elements(self) -> int:
+        """Size of the scratch."""
+        rows, columns = self.phase
+        return rows * columns * self.stride[0] * self.stride[1]
+
+    def tap(self, ky: int, kx: int) -> int:
+        """Offset of a window's tap in the scratch, for the window of output (0, 0)."""
+        return self.at(ky * self.dilation[0], kx * self.dilation[1])
+
+    def at(self, y: int, x: int) -> int:
+        """Offset of padded row y, column x in the scratch."""
+        rows, columns = self.phase
+        sy, sx = self.stride
+        return ((y % sy * sx + x % sx) * rows + y // sy) * columns + x // sx
+
+
+@dataclass(frozen=True)
+class PadKernel:
+    """Copy planes into padded, phase-sorted planes: the source of a dense k x k convolution."""
+
+    images: int
+    channels: int
+    shape: PlaneShape
+    source: Strides
+    target: tuple[int, int]  # strides of image and channel
+
+    name = "pad"
+
+    def kinds(self) -> tuple[str, ...]:
+        """Base arrays: source, target."""
+        return ("float32", "float32")
+
+    def write(self, pen: Pen) -> None:
+        """Write the function's body."""
+        count = self.images * self.channels
+        with pen.parallel(count, count * self.shape.elements >= _PARALLEL_ELEMENTS) as flat:
+            b, n = flat // self.channels, flat % self.channels
+            base = pen.register(b * self.target[0] + n * self.target[1])
+            fill_plane(
+                pen,
+                self.shape,
+                0.0,
+                lambda y, x, width: pen.load(
+                    0, self.source.at(b, n, y, x), width, stride=self.source.x
+                ),
+                lambda at, value, width: pen.store(1, base + at, value, width),
+            )
+
+
+@dataclass(frozen=True)
+class PlaneKernel:
+    """Depthwise convolution ("conv"), or pooling ("max", "average"), ending in a chain.
+
+    Arguments: source; for "conv" the weights (channel, ky, kx); for "average" with `counted`
+    the reciprocal number of inputs under each window (out_height, out_width); then operands and
+    outputs of the chain. Channel n of the output reads channel n // `multiplier`.
+    """
+
+    op: str
+    images: int
+    channels: int
+    shape: PlaneShape
+    source: Strides
+    chain: Chain
+    operands: tuple[Strides, ...]
+    operand_dtypes: tuple[str, ...]
+    outputs: tuple[Strides, ...]
+    counted: bool = False
+    multiplier: int = 1
+
+    @property
+    def name(self) -> str:
+        """A readable stem for the function's name."""
+        return {"conv": "depthwise", "max": "max_pool", "average": "average_pool"}[self.op]
+
+    @property
+    def _first(self) -> int:
+        return 1 + (self.op == "conv" or self.counted)
+
+    def kinds(self) -> tuple[str, ...]:
+        """Base arrays of the arguments."""
+        fixed = ("float32", "weights")[: self._first]
+        return (*fixed, *self.operand_dtypes, *("float32",) * len(self.outputs))
+
+    def write(self, pen: Pen) -> None:
+        """Write the function's body."""
+        s = self.shape
+        count = self.images * self.channels
+        lanes = pen.isa.width_for(s.out_width)
+        edge = -3.4e38 if self.op == "max" else 0.0
+        work = count * (s.elements + s.out_height * s.out_width * s.kernel[0] * s.kernel[1] // 8)
+        with pen.parallel(count, work >= _PARALLEL_ELEMENTS) as flat:
+            b = pen.register(flat // self.channels)
+            n = pen.register(flat % self.channels)
+            scratch = pen.local(s.elements)
+            fill_plane(
+                pen,
+                s,
+                edge,
+                lambda y, x, width: pen.load(
+                    0,
+                    self.source.at(b, n // self.multiplier, y, x),
+                    width,
+                    stride=self.source.x,
+                ),
+                scratch.store,
+            )
+            for nest in cut(s.out_height, s.out_width, lanes, _ACCUMULATORS):
+                with nest.walk(pen) as (y, x):
+                    self._block(pen, scratch.load, nest, lanes, b, n, y, x)
+
+    def _block(
+        self,
+        pen: Pen,
+        load: Expr,
+        nest: Nest,
+        lanes: int,
+        b: Expr,
+        n: Expr,
+        y: Expr,
+        x: Expr,
+    ) -> None:
+        s = self.shape
+        places = nest.places
+        columns = s.phase[1]
+        base = pen.register(y * columns + x)
+        sums: list[Expr] = [None] * len(places)
+        for ky in range(s.kernel[0]):
+            for kx in range(s.kernel[1]):
+                weight = None
+                if self.op == "conv":
+                    index = n * (s.kernel[0] * s.kernel[1]) + (ky * s.kernel[1] + kx)
+                    weight = pen.register(pen.load(1, index, lanes, stride=0))
+                for v, (dy, dx) in enumerate(places):
+                    value = load(base + (s.tap(ky, kx) + dy * columns + dx), lanes)
+                    sums[v] = pen.register(self._join(sums[v], value, weight))
+        first = self._first
+        with each_result(pen, [sums], lanes) as (_, v, result):
+            dy, dx = nest.place(v)
+            if self.counted:
+                place = (y + dy) * s.out_width + x + dx
+                result = pen.register(result * pen.load(1, place, lanes))
+            elif self.op == "average":
+                share = 1.0 / (s.kernel[0] * s.kernel[1])
+                result = pen.register(result * number(share, "float32", lanes))
+
+            def operand(i: int) -> Expr:
+                strides = self.operands[i]
+                at = strides.at(b, n, y + dy, x + dx)
+                return pen.load(first + i, at, lanes, stride=strides.x)
+
+            stored = run_chain(pen, self.chain, result, operand, lanes)
+            for i, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
+                at = strides.at(b, n, y + dy, x + dx)
+                pen.store(first + len(self.operands) + i, at, out, lanes)
+
+    def _join(self, total: Expr | None, value: Expr, weight: Expr | None) -> Expr:
+        if weight is not None:
+            value = value * weight
+        if total is None:
+            return value
+        return tirx.max(total, value) if self.op == "max" else total + value
+
+
+def fill_plane(
+    pen: Pen,
+    shape: PlaneShape,
+    edge: float,
+    read: Expr,
+    write: Expr,
+) -> None:
+    """Copy one plane into its padded, phase-sorted form.
+
+    `read(y, x, width)` gives input elements, `write(offset, value, width)` puts them.
+    """
+    rows, columns = shape.phase
+    sy, sx = shape.stride
+    # Input rows that some window touches, and scratch rows that have no input row.
+    touched = min(shape.height, shape.reach[0] - shape.top)
+    inside = min(shape.width, shape.reach[1] - shape.left)
+    bordered = shape.elements != touched * inside
+    if bordered:
+        _fill(pen, shape.elements, edge, write)
+    with pen.serial(touched) as y:
+        padded = y + shape.top
+        for px in range(sx):
+            # Columns x of the input with (x + left) % sx == px, from the first on.
+            start = (px - shape.left) % sx
+            count = len(range(start, inside, sx))
+            if count <= 0:
+                continue
+            phase = (padded % sy * sx + px) * rows + padded // sy
+            target = pen.register(phase * columns + (start + shape.left) // sx)
+            width = pen.isa.width_for(count)
+            with pen.serial(count // width) as v:
+                x = v * width
+                write(target + x, _strided(pen, read, y, start + x * sx, width, sx), width)
+            if count % width:
+                x = count - width
+                write(target + x, _strided(pen, read, y, start + x * sx, width, sx), width)
+
+
+def _strided(pen: Pen, read: Expr, y: Expr, x: Expr, width: int, step: int) -> Expr:
+    if step == 1:
+        return read(y, x, width)
+    if width == 1:
+        return read(y, x, 1)
+    return T.Shuffle([read(y, x + i * step, 1) for i in range(width)], list(range(width)))
+
+
+def _fill(pen: Pen, elements: int, edge: float, write: Expr) -> None:
+    width = pen.isa.width_for(elements)
+    with pen.serial(elements // width) as v:
+        write(v * width, number(edge, "float32", width), width)
+    if elements % width:
+        write(elements - width, number(edge, "float32", width), width)

@@ -1,0 +1,96 @@
+"""The product of two activations: attention scores, attention values, any batched MatMul."""
+
+import math
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from tilewright.targets.kernels.blocks import Nest, cut
+from tilewright.targets.kernels.elementwise import Chain, run_chain
+from tilewright.targets.kernels.map import indices_of
+from tilewright.targets.kernels.pen import Expr, Pen
+from tilewright.targets.kernels.tile import each_result, outer_product, vectors_beside
+
+_PARALLEL_MACS = 100_000
+_ROWS = 4
+
+
+@dataclass(frozen=True)
+class ProductKernel:
+    """C[batch, r, v] = chain(sum_k A[batch, r, k] B[batch, k, v]); lanes run along v.
+
+    Strides are rows over (batch axes..., r, k) for `scalars`, (batch axes..., v, k) for
+    `vectors`, (batch axes..., r, v) for operands and outputs.
+    """
+
+    batch: tuple[int, ...]
+    rows: int
+    columns: int
+    depth: int
+    scalars: tuple[int, ...]
+    vectors: tuple[int, ...]
+    chain: Chain
+    operands: tuple[tuple[int, ...], ...]
+    operand_dtypes: tuple[str, ...]
+    outputs: tuple[tuple[int, ...], ...]
+
+    name = "product"
+
+    def kinds(self) -> tuple[str, ...]:
+        """Base arrays: scalars, vectors, operands, outputs."""
+        return ("float32", "float32", *self.operand_dtypes, *("float32",) * len(self.outputs))
+
+    def write(self, pen: Pen) -> None:
+        """Write the function's body."""
+        batches = math.prod(self.batch)
+        parallel = batches * self.rows * self.columns * self.depth >= _PARALLEL_MACS
+        lanes = pen.isa.width_for(self.columns)
+        full, rest = divmod(self.rows, _ROWS)
+        for height, count, first in ((_ROWS, full, 0), (rest, 1, full * _ROWS)):
+            if not height or not count:
+                continue
+            nests = cut(1, self.columns, lanes, vectors_beside(pen.isa, height))
+            with pen.parallel(batches * count, parallel) as flat:
+                at = indices_of(pen, flat // count, list(self.batch))
+                r = pen.register(first + flat % count * height)
+                for nest in nests:
+                    with nest.walk(pen) as (_, v):
+                        self._block(pen, at, r, v, nest, height, lanes)
+
+    def _block(
+        self, pen: Pen, at: list[Expr], r: Expr, v: Expr, nest: Nest, height: int, lanes: int
+    ) -> None:
+        left = pen.register(_place([*at, r], self.scalars))
+        right = pen.register(_place([*at, v], self.vectors))
+        row_step, deep_left = self.scalars[-2:]
+        lane_step, deep_right = self.vectors[-2:]
+
+        def scalars(p: Expr) -> list[Expr]:
+            base = left + p * deep_left
+            return [pen.load(0, base + i * row_step, lanes, stride=0) for i in range(height)]
+
+        def vectors(p: Expr) -> list[Expr]:
+            base = right + p * deep_right
+            return [
+                pen.load(1, base + x * lane_step, lanes, stride=lane_step)
+                for _, x in nest.places
+            ]
+
+        sums = outer_product(
+            pen, self.depth, scalars, vectors, height, len(nest.places), lanes
+        )
+        with each_result(pen, sums, lanes) as (i, j, value):
+            place = [*at, r + i, v + nest.place(j)[1]]
+
+            def operand(k: int) -> Expr:
+                strides = self.operands[k]
+                return pen.load(2 + k, _place(place, strides), lanes, stride=strides[-1])
+
+            stored = run_chain(pen, self.chain, value, operand, lanes)
+            for k, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
+                pen.store(2 + len(self.operands) + k, _place(place, strides), out, lanes)
+
+
+def _place(at: list[Expr], strides: tuple[int, ...]) -> Expr:
+    zero = tirx.const(0, "int32")
+    return sum((i * s for i, s in zip(at, strides, strict=False) if s), zero)

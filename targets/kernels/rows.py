@@ -1,0 +1,303 @@
+"""Kernels that reduce rows: sums and means, softmax, layer normalization.
+
+Lanes hold either several rows side by side ("vertical": every step is a plain vector operation)
+or neighbours within one row ("horizontal": lanes are combined at the end).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
+from tilewright.targets.kernels.map import indices_of
+from tilewright.targets.kernels.pen import Expr, Pen
+
+_PARALLEL_ELEMENTS = 20_000
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """How rows lie in memory.
+
+    `kept` are the axes that tell rows apart, `reduced` those within a row. Lanes run along the
+    last kept axis (vertical) or the last reduced one (horizontal). `source` and `target` are
+    strides over kept then reduced axes; a reduction's target has kept axes only.
+    """
+
+    kept: tuple[int, ...]
+    reduced: tuple[int, ...]
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    vertical: bool
+
+    @property
+    def count(self) -> int:
+        """Elements of a row."""
+        return math.prod(self.reduced)
+
+
+@dataclass(frozen=True)
+class RowKernel:
+    """`op` over rows: ReduceSum, ReduceMean, ReduceMax, ReduceMin, ReduceL2, ReduceSumSquare,
+    Softmax, LogSoftmax or LayerNormalization.
+
+    LayerNormalization takes scale and, with `has_bias`, bias as further arguments, which walk
+    the reduced axes by `parameters`. A reduction may end in a `chain` over the kept axes, whose
+    operands walk them by `operands`.
+    """
+
+    op: str
+    rows: RowShape
+    epsilon: float = 0.0
+    has_bias: bool = False
+    parameters: tuple[int, ...] = ()
+    chain: Chain = Chain()
+    operands: tuple[tuple[int, ...], ...] = ()
+    operand_dtypes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A readable stem for the function's name."""
+        return self.op.lower()
+
+    def kinds(self) -> tuple[str, ...]:
+        """Base arrays: source, target, then parameters or operands of the chain."""
+        extra = ("weights",) * (1 + self.has_bias) if self._normalizes else self.operand_dtypes
+        return ("float32", "float32", *extra)
+
+    @property
+    def _normalizes(self) -> bool:
+        return self.op == "LayerNormalization"
+
+    def write(self, pen: Pen) -> None:
+        """Write the function's body."""
+        kept = list(self.rows.kept)
+        elements = math.prod(kept) * self.rows.count
+        parallel = elements >= _PARALLEL_ELEMENTS
+        if not self.rows.vertical:
+            with pen.parallel(math.prod(kept), parallel) as flat:
+                self._row(pen, indices_of(pen, flat, kept), 1)
+            return
+        *outer, lanes = kept
+        width = pen.isa.width_for(lanes)
+        vectors = -(-lanes // width)
+        with pen.parallel(math.prod(outer) * vectors, parallel) as flat:
+            at = indices_of(pen, flat // vectors, outer)
+            # The last vector moves back over its neighbour: the same rows, computed again.
+            first = pen.register(tirx.min(flat % vectors * width, lanes - width))
+            self._row(pen, [*at, first], width)
+
+    def _row(self, pen: Pen, at: list[Expr], width: int) -> None:
+        sweep = Sweep(pen, self.rows, at, width)
+        if self.op in ("Softmax", "LogSoftmax"):
+            self._softmax(sweep)
+        elif self._normalizes:
+            self._normalize(sweep)
+        else:
+            self._reduce(pen, sweep, at)
+
+    def _reduce(self, pen: Pen, sweep: "Sweep", at: list[Expr]) -> None:
+        kind = self.op.removeprefix("Reduce")
+        square = kind in ("L2", "SumSquare")
+        combine = {"Max": tirx.max, "Min": tirx.min}.get(kind, _add)
+        start = {"Max": -3.4e38, "Min": 3.4e38}.get(kind, 0.0)
+
+        def update(total: Expr, x: Expr) -> Expr:
+            return combine(total, x * x if square else x)
+
+        (total,) = sweep.fold((start,), lambda sums, x: (update(sums[0], x),), (combine,))
+        if kind == "Mean":
+            total = total * sweep.math.f(1.0 / self.rows.count)
+        if kind == "L2":
+            total = sweep.math.llvm("sqrt", total)
+
+        def operand(i: int) -> Expr:
+            strides = self.operands[i]
+            place = sum((a * s for a, s in zip(at, strides, strict=True) if s), 0)
+            return pen.load(2 + i, place, sweep.width, stride=strides[-1] if at else 0)
+
+        (value,) = run_chain(pen, self.chain, pen.register(total), operand, sweep.width)
+        pen.store(1, sweep.target_base, value, sweep.width)
+
+    def _softmax(self, sweep: "Sweep") -> None:
+        m = sweep.math
+        (top,) = sweep.fold((-3.4e38,), lambda s, x: (tirx.max(s[0], x),), (tirx.max,))
+        if self.op == "LogSoftmax":
+            (total,) = sweep.fold(
+                (0.0,), lambda s, x: (s[0] + sweep.like(x).exp(x - sweep.spread(top, x)),), (_add,)
+            )
+            shift = sweep.pen.register(top + m.log(total))
+            sweep.each(lambda x, at, width: x - sweep.spread(shift, x))
+            return
+
+        def exponentials(sums: tuple[Expr, ...], x: Expr) -> tuple[Expr, ...]:
+            e = sweep.like(x).exp(x - sweep.spread(top, x))
+            sweep.store_current(e)
+            return (sums[0] + e,)
+
+        (total,) = sweep.fold((0.0,), exponentials, (_add,))
+        scale = sweep.pen.register(m.f(1.0) / total)
+        sweep.each(lambda x, at, width: x * sweep.spread(scale, x), again=True)
+
+    def _normalize(self, sweep: "Sweep") -> None:
+        m = sweep.math
+        # Sums of x - x[0]: the variance of a row far from zero does not cancel.
+        shift = sweep.first()
+
+        def moments(sums: tuple[Expr, ...], x: Expr) -> tuple[Expr, ...]:
+            d = sweep.pen.register(x - sweep.spread(shift, x))
+            return sums[0] + d, sums[1] + d * d
+
+        total, squares = sweep.fold((0.0, 0.0), moments, (_add, _add))
+        mean = sweep.pen.register(total * m.f(1.0 / self.rows.count))
+        square = squares * m.f(1.0 / self.rows.count)
+        variance = sweep.pen.register(tirx.max(square - mean * mean, m.f(0.0)))
+        scale = sweep.pen.register(m.f(1.0) / m.llvm("sqrt", variance + m.f(self.epsilon)))
+        center = sweep.pen.register(mean + shift)
+
+        def normalized(x: Expr, at: list[Expr], width: int) -> Expr:
+            place = sum((a * s for a, s in zip(at, self.parameters, strict=True) if s), 0)
+            step = 0 if self.rows.vertical else self.parameters[-1]
+            y = (x - sweep.spread(center, x)) * sweep.spread(scale, x)
+            y = y * sweep.pen.load(2, place, width, stride=step)
+            return y + sweep.pen.load(3, place, width, stride=step) if self.has_bias else y
+
+        sweep.each(normalized)
+
+
+class Sweep:
+    """One row (or one vector of rows) at a time: folds over it and maps of it."""
+
+    def __init__(self, pen: Pen, rows: RowShape, at: list[Expr], width: int) -> None:
+        self.pen = pen
+        self.rows = rows
+        self.width = width
+        self.math = Math(pen, width, {})
+        kept = len(rows.kept)
+        self._steps = rows.source[kept:]
+        self._target_steps = rows.target[kept:]
+        zero = tirx.const(0, "int32")
+        self.source_base = pen.register(
+            sum((a * s for a, s in zip(at, rows.source, strict=False) if s), zero)
+        )
+        self.target_base = pen.register(
+            sum((a * s for a, s in zip(at, rows.target, strict=False) if s), zero)
+        )
+        self._place: tuple[Expr, int] = (zero, width)
+
+    def first(self) -> Expr:
+        """The row's first element."""
+        stride = self.rows.source[len(self.rows.kept) - 1] if self.rows.vertical else 0
+        return self.pen.register(self.pen.load(0, self.source_base, self.width, stride=stride))
+
+    def like(self, x: Expr) -> Math:
+        """Arithmetic of the width that the sweep runs at just now."""
+        del x
+        return Math(self.pen, self._place[1], {})
+
+    def spread(self, value: Expr, x: Expr) -> Expr:
+        """A row's scalar in all lanes of the vector at hand."""
+        del x
+        width = self._place[1]
+        return value if width == self.width else tirx.Broadcast(value, width)
+
+    def store_current(self, value: Expr) -> None:
+        """Write to the target at the place being read."""
+        place, width = self._place
+        self.pen.store(1, place, value, width)
+
+    def fold(
+        self,
+        starts: tuple[float, ...],
+        update: Callable[[tuple[Expr, ...], Expr], tuple[Expr, ...]],
+        combine: tuple[Callable[[Expr, Expr], Expr], ...],
+    ) -> tuple[Expr, ...]:
+        """Run through the row and return one total a start, of the rows' width."""
+        width = self._inner_width()
+        cells = [self.pen.local(width) for _ in starts]
+        for cell, start in zip(cells, starts, strict=True):
+            cell.store(0, number(start, "float32", width), width)
+        narrow = [self.pen.local(1) for _ in starts]
+        if not self.rows.vertical:
+            for cell, start in zip(narrow, starts, strict=True):
+                cell.store(0, number(start, "float32", 1), 1)
+
+        def body(source: Expr, target: Expr, at: list[Expr], w: int) -> None:
+            held = cells if w == width else narrow
+            self._place = (target, w)
+            x = self.pen.register(self._load(0, source, w))
+            sums = update(tuple(cell.load(0, w) for cell in held), x)
+            for cell, value in zip(held, sums, strict=True):
+                cell.store(0, value, w)
+
+        self._run(body)
+        self._place = (self.target_base, self.width)
+        if self.rows.vertical:
+            return tuple(self.pen.register(cell.load(0, width)) for cell in cells)
+        totals = []
+        for cell, rest, join in zip(cells, narrow, combine, strict=True):
+            total = rest.load(0)
+            if width > 1:
+                for lane in range(width):
+                    total = self.pen.register(join(total, cell.load(lane)))
+            else:
+                total = cell.load(0)
+            totals.append(self.pen.register(total))
+        return tuple(totals)
+
+    def each(
+        self, function: Callable[[Expr, list[Expr], int], Expr], again: bool = False
+    ) -> None:
+        """Write function(x, place, width) for every element x of the source, or of the target."""
+
+        def body(source: Expr, target: Expr, at: list[Expr], w: int) -> None:
+            self._place = (target, w)
+            loaded = self.pen.load(1, target, w) if again else self._load(0, source, w)
+            self.store_current(function(self.pen.register(loaded), at, w))
+
+        self._run(body)
+
+    def _load(self, arg: int, place: Expr, width: int) -> Expr:
+        kept = len(self.rows.kept)
+        step = self.rows.source[kept - 1] if self.rows.vertical else self._steps[-1]
+        return self.pen.load(arg, place, width, stride=step)
+
+    def _inner_width(self) -> int:
+        if self.rows.vertical:
+            return self.width
+        extent = self.rows.reduced[-1]
+        width = self.pen.isa.width_for(extent)
+        while extent % width and width > 4:
+            width //= 2
+        return self.pen.isa.width_for(extent) if extent % width else width
+
+    def _run(self, body: Callable[[Expr, Expr, list[Expr], int], None]) -> None:
+        *outer, inner = self.rows.reduced
+        with self.pen.serial(math.prod(outer)) as flat:
+            at = indices_of(self.pen, flat, outer)
+            source = self._offset(self.source_base, at, self._steps)
+            target = self._offset(self.target_base, at, self._target_steps)
+            step, out = self._steps[-1], (self._target_steps or (0,))[-1]
+            if self.rows.vertical:
+                with self.pen.serial(inner) as k:
+                    body(source + k * step, target + k * out, [*at, k], self.width)
+                return
+            width = self._inner_width()
+            with self.pen.serial(inner // width) as k:
+                x = k * width
+                body(source + x * step, target + x * out, [*at, x], width)
+            if inner % width:
+                with self.pen.serial(inner % width) as k:
+                    x = inner // width * width + k
+                    body(source + x * step, target + x * out, [*at, x], 1)
+
+    def _offset(self, base: Expr, at: list[Expr], steps: tuple[int, ...]) -> Expr:
+        return self.pen.register(
+            sum((a * s for a, s in zip(at, steps, strict=False) if s), base)
+        )
+
+
+def _add(a: Expr, b: Expr) -> Expr:
+    return a + b

@@ -1,0 +1,295 @@
+"""The tile kernel: matrix times activations, running only the tiles that are not zero.
+
+One outer product at the core: in every step some scalars meet some vectors, all of it in
+registers. What the lanes hold decides who is who:
+
+    lanes = positions   vectors are activations, scalars are weights of `rows` output channels
+    lanes = channels    vectors are weights, scalars are activations of some positions
+
+A step reads its activation at an offset from a list, so a convolution, a pointwise layer and a
+matrix product are the same kernel, and a dense layer is the one whose lists leave nothing out.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from tilewright.targets.kernels.blocks import Nest, Strides, cut
+from tilewright.targets.kernels.elementwise import Chain, number, run_chain
+from tilewright.targets.kernels.pen import Expr, Isa, Pen
+
+# Arguments that every tile kernel takes first; chain operands and outputs follow.
+SOURCE, VALUES, OFFSETS, TILES, ROWS = range(5)
+ARGUMENTS = ("float32", "weights", "indices", "indices", "indices")
+# A row of the tile table: where its values, offsets and rows start, and its steps.
+TABLE_COLUMNS = 4
+
+_PARALLEL_MACS = 100_000  # below, the launch of the thread pool costs more than it saves
+_CHUNKS = 16
+
+
+@dataclass(frozen=True)
+class TileGroup:
+    """Tiles of equal height, neighbours in the tile table."""
+
+    height: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class TileKernel:
+    """Y = chain(W X) for one layer.
+
+    `images` x `height` x `width` positions; `source` walks the activations (its `n` is unused:
+    offsets come from the list); `operands` and `outputs` belong to the chain.
+    """
+
+    lanes: str
+    groups: tuple[TileGroup, ...]
+    images: int
+    height: int
+    width: int
+    source: Strides
+    chain: Chain
+    operands: tuple[Strides, ...]
+    operand_dtypes: tuple[str, ...]
+    outputs: tuple[Strides, ...]
+    macs: int
+    split_positions: bool
+
+    @property
+    def name(self) -> str:
+        """A readable stem for the function's name."""
+        return f"tile_{self.lanes}"
+
+    def kinds(self) -> tuple[str, ...]:
+        """Base arrays of the arguments."""
+        return (*ARGUMENTS, *self.operand_dtypes, *("float32",) * len(self.outputs))
+
+    def write(self, pen: Pen) -> None:
+        """Write the function's body."""
+        parallel = self.macs >= _PARALLEL_MACS
+        if self.lanes == "positions":
+            self._write_positions(pen, parallel)
+        else:
+            self._write_channels(pen, parallel)
+
+    def _write_positions(self, pen: Pen, parallel: bool) -> None:
+        lanes = pen.isa.width_for(self.width)
+        for group in self.groups:
+            nests = cut(self.height, self.width, lanes, vectors_beside(pen.isa, group.height))
+            for nest in nests:
+                self._tiles(
+                    pen,
+                    group,
+                    nest,
+                    parallel,
+                    lambda b, y, x, tile, nest=nest, group=group: self._positions_block(
+                        pen, nest, group.height, lanes, b, y, x, tile
+                    ),
+                )
+
+    def _write_channels(self, pen: Pen, parallel: bool) -> None:
+        for group in self.groups:
+            lanes = pen.isa.width_for(group.height)
+            vectors = -(-group.height // lanes)
+            most = max(1, (pen.isa.registers - 1 - vectors) // vectors)
+            for nest in cut(self.height, self.width, 1, min(most, 14)):
+                self._tiles(
+                    pen,
+                    group,
+                    nest,
+                    parallel,
+                    lambda b, y, x, tile, nest=nest, lanes=lanes, vectors=vectors: (
+                        self._channels_block(pen, nest, vectors, lanes, b, y, x, tile)
+                    ),
+                )
+
+    def _tiles(
+        self,
+        pen: Pen,
+        group: TileGroup,
+        nest: Nest,
+        parallel: bool,
+        block: Callable[[Expr, Expr, Expr, Expr], None],
+    ) -> None:
+        """Loop over images, blocks and tiles; the threads share blocks or tiles."""
+        if self.split_positions:
+            shared = self.images * nest.rows * nest.columns
+            with pen.parallel(shared, parallel) as flat:
+                b = flat // (nest.rows * nest.columns)
+                y = nest.y0 + flat // nest.columns % nest.rows * nest.y_step
+                x = nest.x0 + flat % nest.columns * nest.x_step
+                with pen.serial(group.count) as tile:
+                    block(b, y, x, group.first + tile)
+            return
+        chunks = min(_CHUNKS, group.count)
+        with pen.parallel(chunks, parallel) as chunk:
+            low = pen.register(chunk * group.count // chunks)
+            high = pen.register((chunk + 1) * group.count // chunks)
+            with pen.serial(self.images) as b, nest.walk(pen) as (y, x):
+                with pen.serial(high - low) as tile:
+                    block(b, y, x, group.first + low + tile)
+
+    def _positions_block(
+        self,
+        pen: Pen,
+        nest: Nest,
+        height: int,
+        lanes: int,
+        b: Expr,
+        y: Expr,
+        x: Expr,
+        tile: Expr,
+    ) -> None:
+        values, offsets, rows, steps = _tile_table(pen, tile)
+        base = pen.register(tirx.const(0, "int32") + self.source.at(b, 0, y, x))
+        places = [self.source.at(0, 0, dy, dx) for dy, dx in nest.places]
+
+        def vectors(p: Expr) -> list[Expr]:
+            at = pen.register(base + pen.load(OFFSETS, offsets + p))
+            return [pen.load(SOURCE, at + place, lanes) for place in places]
+
+        def scalars(p: Expr) -> list[Expr]:
+            at = values + p * height
+            return [pen.load(VALUES, at + r, lanes, stride=0) for r in range(height)]
+
+        sums = outer_product(pen, steps, scalars, vectors, height, len(places), lanes)
+        with each_result(pen, sums, lanes) as (r, v, value):
+            n = pen.register(pen.load(ROWS, rows + r))
+            dy, dx = nest.place(v)
+            self._store(pen, value, lanes, b, n, y + dy, x + dx, along="x")
+
+    def _channels_block(
+        self,
+        pen: Pen,
+        nest: Nest,
+        vectors: int,
+        lanes: int,
+        b: Expr,
+        y: Expr,
+        x: Expr,
+        tile: Expr,
+    ) -> None:
+        values, offsets, rows, steps = _tile_table(pen, tile)
+        base = pen.register(tirx.const(0, "int32") + self.source.at(b, 0, y, x))
+        places = [self.source.at(0, 0, dy, dx) for dy, dx in nest.places]
+
+        def weights(p: Expr) -> list[Expr]:
+            at = values + p * (vectors * lanes)
+            return [pen.load(VALUES, at + v * lanes, lanes) for v in range(vectors)]
+
+        def activations(p: Expr) -> list[Expr]:
+            at = pen.register(base + pen.load(OFFSETS, offsets + p))
+            return [pen.load(SOURCE, at + place, lanes, stride=0) for place in places]
+
+        sums = outer_product(pen, steps, activations, weights, len(places), vectors, lanes)
+        with each_result(pen, sums, lanes) as (m, v, value):
+            n = pen.register(pen.load(ROWS, rows + v))
+            dy, dx = nest.place(m)
+            self._store(pen, value, lanes, b, n, y + dy, x + dx, along="n")
+
+    def _store(
+        self,
+        pen: Pen,
+        value: Expr,
+        lanes: int,
+        b: Expr,
+        n: Expr,
+        y: Expr,
+        x: Expr,
+        along: str,
+    ) -> None:
+        first = len(ARGUMENTS)
+
+        def operand(i: int) -> Expr:
+            strides = self.operands[i]
+            step = getattr(strides, along)
+            return pen.load(first + i, strides.at(b, n, y, x), lanes, stride=step)
+
+        stored = run_chain(pen, self.chain, pen.register(value), operand, lanes)
+        for i, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
+            pen.store(first + len(self.operands) + i, strides.at(b, n, y, x), out, lanes)
+
+
+def outer_product(
+    pen: Pen,
+    steps: Expr,
+    scalars: Callable[[Expr], Sequence[Expr]],
+    vectors: Callable[[Expr], Sequence[Expr]],
+    rows: int,
+    columns: int,
+    lanes: int,
+) -> list[list[Expr]]:
+    """Sum over p < steps of scalars(p)[r] * vectors(p)[v], held in registers.
+
+    With few accumulators, several steps run at a time into sums of their own: a chain of
+    dependent multiply-adds would otherwise wait four cycles for each.
+    """
+    ways = max(1, min(4, 8 // (rows * columns)))
+    cells = [
+        [[pen.local(lanes) for _ in range(columns)] for _ in range(rows)] for _ in range(ways)
+    ]
+    for way in cells:
+        for row in way:
+            for cell in row:
+                cell.store(0, number(0.0, "float32", lanes), lanes)
+
+    def step(p: Expr, way: list[list[Expr]]) -> None:
+        left, right = scalars(p), vectors(p)
+        for r in range(rows):
+            for v in range(columns):
+                cell = way[r][v]
+                cell.store(0, cell.load(0, lanes) + left[r] * right[v], lanes)
+
+    if ways > 1:
+        with pen.serial(steps // ways) as p:
+            for w in range(ways):
+                step(p * ways + w, cells[w])
+        with pen.serial(steps % ways) as p:
+            step(steps // ways * ways + p, cells[0])
+    else:
+        with pen.serial(steps) as p:
+            step(p, cells[0])
+    return [
+        [sum((way[r][v].load(0, lanes) for way in cells[1:]), cells[0][r][v].load(0, lanes))
+         for v in range(columns)]
+        for r in range(rows)
+    ]
+
+
+@contextmanager
+def each_result(
+    pen: Pen, sums: list[list[Expr]], lanes: int
+) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """Loop over the vectors of an outer product: what follows is written once, not for each.
+
+    Unrolled chains would make code that takes the compiler seconds a kernel and leaves the
+    instruction cache; passing the sums through the first-level cache costs next to nothing.
+    """
+    rows, columns = len(sums), len(sums[0])
+    if rows * columns == 1:
+        zero = tirx.const(0, "int32")
+        yield zero, zero, pen.register(sums[0][0])
+        return
+    spill = pen.local(rows * columns * lanes)
+    for r, row in enumerate(sums):
+        for v, value in enumerate(row):
+            spill.store((r * columns + v) * lanes, value, lanes)
+    with pen.serial(rows) as r, pen.serial(columns) as v:
+        yield r, v, pen.register(spill.load((r * columns + v) * lanes, lanes))
+
+
+def vectors_beside(isa: Isa, rows: int) -> int:
+    """Return how many vectors of activations fit beside `rows` accumulators each.
+
+    rows * v sums, v activations and one weight must stay in registers.
+    """
+    return max(1, min(6, (isa.registers - 1) // (rows + 1)))
+
+
+def _tile_table(pen: Pen, tile: Expr) -> list[Expr]:
+    return [pen.register(pen.load(TILES, tile * TABLE_COLUMNS + c)) for c in range(4)]

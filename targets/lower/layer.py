@@ -1,0 +1,373 @@
+"""Layers (Conv, Gemm, MatMul by a constant) onto the tile kernel."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tilewright.graph import static_shape
+from tilewright.layers import linear_layer
+from tilewright.protocol import LayerDecision
+from tilewright.targets.kernels.blocks import Strides
+from tilewright.targets.kernels.elementwise import Chain
+from tilewright.targets.kernels.pen import vector_starts
+from tilewright.targets.kernels.planes import PadKernel, PlaneShape
+from tilewright.targets.kernels.tile import TileKernel
+from tilewright.targets.lower.lowering import Lowering, NotLowered
+from tilewright.targets.lower.program import Ref
+from tilewright.targets.lower.regions import Region
+from tilewright.targets.lower.tiles import (
+    PackedTiles,
+    dense_steps,
+    pack_for_channels,
+    pack_for_positions,
+    sparse_steps,
+)
+from tilewright.targets.lower.window import Window, collapse
+
+_ROWS = 4  # output channels of a tile where lanes are positions
+_DENSE_CHANNELS = 64  # and of a dense tile where lanes are channels
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One layer in the kernel's terms.
+
+    `source` shows the activations with axes (positions...), at the place of input 0;
+    `offsets` (inputs,) leads from there to each column's activation. `channel` is the axis of
+    the outputs in the result's shape, the other axes are its positions.
+    """
+
+    matrix: np.ndarray
+    source: Window
+    offsets: np.ndarray
+    channel: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a layer runs, and why."""
+
+    lanes: str
+    dense: bool
+    rows: int
+    tile: str
+    reason: str
+
+
+def lower_layer(lowering: Lowering, region: Region) -> None:
+    """Lower a layer with the elementwise nodes behind it."""
+    node = region.anchor
+    layer = linear_layer(node)
+    if layer is None or layer.groups > 1:
+        raise NotLowered(f"{node.op} without a constant matrix of its own")
+    problem = _conv(lowering, node) if node.op == "Conv" else _matmul(lowering, node)
+    run_layer(lowering, region, problem)
+
+
+def run_layer(lowering: Lowering, region: Region, problem: Problem) -> None:
+    """Choose a kernel for a problem and call it, with the region's chain behind it."""
+    node = region.anchor
+    result = node.outputs[0]
+    shape = static_shape(result)
+    assert shape is not None, f"{result.name} has no static shape"
+    choice = choose(lowering, problem, shape)
+    axes = [a for a in range(len(shape)) if a != problem.channel]
+    if choice.lanes == "positions":
+        # Channels next to the last position axis: (batch..., channel, positions).
+        order = _positions_order(node, axes, problem.channel)
+        if _last_step(problem.source) != 1:
+            problem = _repacked(lowering, node, problem)
+    else:
+        order = [*axes, problem.channel]
+    bias = bias_window(lowering, node, shape, problem.channel)
+    chain, operands, outputs = lowering.chain_of(region, result, order, bias)
+    call_tiles(lowering, region, problem, choice, chain, operands, outputs)
+
+
+def call_tiles(
+    lowering: Lowering,
+    region: Region,
+    problem: Problem,
+    choice: Choice,
+    chain: Chain,
+    operands: Sequence[Window],
+    outputs: Sequence[Window],
+) -> None:
+    """Pack a problem's weights and call the tile kernel on windows of the result's shape."""
+    node, channel, matrix = region.anchor, problem.channel, problem.matrix
+    shape = outputs[0].shape
+    axes = [a for a in range(len(shape)) if a != channel]
+    windows = [*operands, *outputs]
+    walks = [problem.source.strides, *(tuple(w.strides[a] for a in axes) for w in windows)]
+    dims, rows = collapse([shape[a] for a in axes], walks)
+    if len(dims) > 3:
+        raise NotLowered(f"{node.op} over {len(dims)} uneven position axes")
+    extents = (1,) * (3 - len(dims)) + dims
+    steps = [(0,) * (3 - len(dims)) + row for row in rows]
+    ends = [
+        Strides(b, w.strides[channel], y, x)
+        for (b, y, x), w in zip(steps[1:], windows, strict=True)
+    ]
+    positions = math.prod(dims)
+    packed = _pack(lowering, choice, matrix, problem.offsets)
+    kernel = TileKernel(
+        lanes=choice.lanes,
+        groups=packed.groups,
+        images=extents[0],
+        height=extents[1],
+        width=extents[2],
+        source=Strides(steps[0][0], 0, *steps[0][1:]),
+        chain=chain,
+        operands=tuple(ends[: len(operands)]),
+        operand_dtypes=tuple(w.dtype for w in operands),
+        outputs=tuple(ends[len(operands) :]),
+        macs=positions * packed.steps,
+        split_positions=_split_positions(matrix, positions, packed),
+    )
+    program = lowering.program
+    weights = [
+        program.constant(f"{node.name}.{part}", getattr(packed, part))
+        for part in ("values", "offsets", "table", "rows")
+    ]
+    source = Ref(problem.source.buffer, problem.source.offset)
+    program.call(kernel, [source, *weights, *windows], [n.name for n in region.nodes])
+    program.layers.append(
+        LayerDecision(
+            name=node.name,
+            op=node.op,
+            shape=(matrix.shape[0], matrix.shape[1], positions),
+            tile=choice.tile,
+            density=float(np.count_nonzero(matrix) / matrix.size),
+            bits=32,
+            kernel=f"{'dense' if choice.dense else 'sparse'}, lanes = {choice.lanes}",
+            reason=choice.reason,
+        )
+    )
+
+
+def choose(lowering: Lowering, problem: Problem, shape: tuple[int, ...]) -> Choice:
+    """Choose lane order, tile and sparse or dense for a layer with results of `shape`."""
+    matrix, channel = problem.matrix, problem.channel
+    positions = math.prod(shape) // matrix.shape[0]
+    order = lowering.target.order_for(positions)
+    zeros = 1 - np.count_nonzero(matrix) / matrix.size
+    least = float(lowering.target.settings.get("min_sparse_share", 0.0))
+    last = [n for a, n in enumerate(shape) if a != channel and n > 1]
+    if order.lanes == "positions" and last:
+        sparse, dense = sparse_steps(matrix, _ROWS), dense_steps(matrix, _ROWS)
+        if zeros >= least and sparse < dense:
+            gain = f"{zeros:.0%} zeros, an estimated {dense / sparse:.1f}x fewer steps"
+            return Choice("positions", False, _ROWS, f"{_ROWS}x1", gain)
+        why = f"{zeros:.0%} zeros" + (" in no common tiles" if zeros >= least else "")
+        if not _wasteful(lowering, last[-1]) or matrix.shape[0] < lowering.isa.lanes:
+            return Choice("positions", True, _ROWS, f"{_ROWS}x1", why)
+        why += f"; {last[-1]} positions would leave lanes idle"
+        return Choice("channels", True, _DENSE_CHANNELS, f"{_DENSE_CHANNELS}x1", why)
+    rows = order.tile.outputs if order.lanes == "channels" else 32
+    kept = sum(
+        np.count_nonzero(matrix[r : r + rows].any(axis=0)) * len(matrix[r : r + rows])
+        for r in range(0, matrix.shape[0], rows)
+    )
+    if zeros >= least and kept < 0.85 * matrix.size:
+        return Choice("channels", False, rows, f"{rows}x1", f"{zeros:.0%} zeros")
+    return Choice(
+        "channels", True, _DENSE_CHANNELS, f"{_DENSE_CHANNELS}x1", f"{zeros:.0%} zeros"
+    )
+
+
+def _wasteful(lowering: Lowering, extent: int) -> bool:
+    lanes = lowering.isa.width_for(extent)
+    return len(vector_starts(extent, lanes)) * lowering.isa.lanes > 1.15 * extent
+
+
+def _pack(
+    lowering: Lowering, choice: Choice, matrix: np.ndarray, offsets: np.ndarray
+) -> PackedTiles:
+    if choice.lanes == "positions":
+        return pack_for_positions(matrix, offsets, choice.rows, choice.dense)
+    return pack_for_channels(matrix, offsets, lowering.isa, choice.rows, choice.dense)
+
+
+def _split_positions(matrix: np.ndarray, positions: int, packed: PackedTiles) -> bool:
+    """Threads share positions where there is more to read of them than of weights."""
+    activations = matrix.shape[1] * positions
+    return activations > packed.values.size and positions >= 2048
+
+
+def _positions_order(node: gs.Node, axes: Sequence[int], channel: int) -> list[int]:
+    if node.op == "Conv":
+        return sorted([*axes, channel])
+    return [*axes[:-1], channel, axes[-1]]
+
+
+def _last_step(source: Window) -> int:
+    real = [s for n, s in zip(source.shape, source.strides, strict=True) if n > 1]
+    return real[-1] if real else 1
+
+
+def _repacked(lowering: Lowering, node: gs.Node, problem: Problem) -> Problem:
+    """Copy activations of (positions..., inputs) to (batch..., inputs, positions).
+
+    Later readers of the tensor, the residual for one, take the copy too.
+    """
+    tensor = node.inputs[0]
+    window = lowering.window(tensor)
+    rank = len(window.shape)
+    channel = 1 if node.op == "Conv" else rank - 1
+    others = [a for a in range(rank) if a != channel]
+    order = _positions_order(node, others, channel)
+    moved = lowering.moved(window, order, tensor.name)
+    lowering.define(tensor, moved)
+    return _flat_problem(moved, channel, problem.matrix, problem.channel)
+
+
+def _flat_problem(
+    window: Window, axis: int, matrix: np.ndarray, channel: int
+) -> Problem:
+    others = [a for a in range(len(window.shape)) if a != axis]
+    source = Window(
+        window.buffer,
+        tuple(window.shape[a] for a in others),
+        tuple(window.strides[a] for a in others),
+        window.offset,
+    )
+    offsets = np.arange(matrix.shape[1], dtype=np.int32) * window.strides[axis]
+    return Problem(matrix, source, offsets, channel)
+
+
+def _matmul(lowering: Lowering, node: gs.Node) -> Problem:
+    layer = linear_layer(node)
+    assert layer is not None
+    window = lowering.window(node.inputs[0])
+    matrix = layer.matrix()
+    if node.op == "Gemm":
+        matrix = matrix * np.float32(node.attrs.get("alpha", 1.0))
+    if len(window.shape) < 2:
+        raise NotLowered("MatMul of a vector")
+    return _flat_problem(window, len(window.shape) - 1, matrix, len(window.shape) - 1)
+
+
+def _conv(lowering: Lowering, node: gs.Node) -> Problem:
+    layer = linear_layer(node)
+    assert layer is not None
+    window = lowering.window(node.inputs[0])
+    shape = plane_shape(node)
+    if shape is None:
+        return _flat_problem(window, 1, layer.matrix(), 1)
+    padded, offsets = pad_planes(lowering, node.name, window, shape)
+    out = static_shape(node.outputs[0])
+    assert out is not None
+    columns = shape.phase[1]
+    steps = (columns, 1) if len(out) == 4 else (1,)
+    source = Window(padded.buffer, (out[0], *out[2:]), (padded.strides[0], *steps), padded.offset)
+    return Problem(layer.matrix(), source, offsets, 1)
+
+
+def pad_planes(
+    lowering: Lowering, name: str, window: Window, shape: PlaneShape
+) -> tuple[Window, np.ndarray]:
+    """Copy (images, channels, rows, columns) into padded planes.
+
+    Returns the planes as (images, channels, elements) and the offset of each
+    (channel, row of the window, column of the window).
+    """
+    images, channels = window.shape[:2]
+    planes = lowering.program.tensor(
+        f"{name}.padded", (images, channels, shape.elements), "float32"
+    )
+    source = image_strides(window)
+    kernel = PadKernel(images, channels, shape, source, planes.strides[:2])
+    lowering.program.call(kernel, [window, planes], [name])
+    taps = [shape.tap(y, x) for y in range(shape.kernel[0]) for x in range(shape.kernel[1])]
+    offsets = np.add.outer(np.arange(channels) * shape.elements, np.asarray(taps))
+    return planes, offsets.reshape(-1).astype(np.int32)
+
+
+def image_strides(window: Window) -> Strides:
+    """Return the strides of (images, channels, columns) or (images, channels, rows, columns)."""
+    s = window.strides
+    return Strides(s[0], s[1], s[2] if len(s) == 4 else 0, s[-1])
+
+
+def plane_shape(node: gs.Node) -> PlaneShape | None:
+    """Return how a node's window moves over its planes, or None where it takes each place once.
+
+    Raises NotLowered for other than one or two spatial axes.
+    """
+    shape, out = static_shape(node.inputs[0]), static_shape(node.outputs[0])
+    assert shape is not None
+    assert out is not None
+    rank = len(shape) - 2
+    if rank not in (1, 2):
+        raise NotLowered(f"{node.op} over {rank} spatial axes")
+    if node.op == "Conv":
+        kernel = list(node.inputs[1].shape[2:])
+    else:
+        kernel = list(node.attrs["kernel_shape"])
+    stride = list(node.attrs.get("strides", [1] * rank))
+    dilation = list(node.attrs.get("dilations", [1] * rank))
+    before = pads_before(node, shape[2:], out[2:], kernel, stride, dilation)
+    if all(k == 1 and s == 1 for k, s in zip(kernel, stride, strict=True)) and not any(before):
+        if shape[2:] == out[2:]:
+            return None
+    lead = [1] * (2 - rank)
+    return PlaneShape(
+        height=shape[2] if rank == 2 else 1,
+        width=shape[-1],
+        top=before[0] if rank == 2 else 0,
+        left=before[-1],
+        out_height=out[2] if rank == 2 else 1,
+        out_width=out[-1],
+        kernel=_pair(lead + kernel),
+        stride=_pair(lead + stride),
+        dilation=_pair(lead + dilation),
+    )
+
+
+def pads_before(
+    node: gs.Node,
+    extents: Sequence[int],
+    out: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Return the padding before each spatial axis, resolving auto_pad."""
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    if auto in ("NOTSET", ""):
+        return list(node.attrs.get("pads", [0] * (2 * len(extents))))[: len(extents)]
+    if auto == "VALID":
+        return [0] * len(extents)
+    before = []
+    for n, o, k, s, d in zip(extents, out, kernel, stride, dilation, strict=True):
+        total = max(0, (o - 1) * s + (k - 1) * d + 1 - n)
+        before.append(total // 2 if auto == "SAME_UPPER" else -(-total // 2))
+    return before
+
+
+def bias_window(
+    lowering: Lowering, node: gs.Node, shape: tuple[int, ...], channel: int
+) -> Window | None:
+    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+        return None
+    tensor = node.inputs[2]
+    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+    if beta != 1.0:
+        if not isinstance(tensor, gs.Constant):
+            raise NotLowered("Gemm with beta and a bias that is computed")
+        window = lowering.program.constant(tensor.name, tensor.values * np.float32(beta))
+    else:
+        window = lowering.window(tensor)
+    if node.op == "Conv":
+        strides = [0] * len(shape)
+        strides[channel] = window.strides[0]
+        return Window(window.buffer, shape, tuple(strides), window.offset)
+    return window.broadcast(shape)
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)

@@ -1,0 +1,270 @@
+"""Graph -> Program: every region becomes a kernel call, every shape op a window."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tilewright.graph import Graph, is_constant, static_shape
+from tilewright.protocol import Note, Report
+from tilewright.target import Target
+from tilewright.targets.kernels.elementwise import Chain, Source
+from tilewright.targets.kernels.map import MapKernel
+from tilewright.targets.kernels.pen import Isa
+from tilewright.targets.lower.chains import ChainBuilder, is_elementwise, with_bare_axes
+from tilewright.targets.lower.program import Island, Program
+from tilewright.targets.lower.regions import Region, find_regions, inputs_of
+from tilewright.targets.lower.views import VIEWS, view
+from tilewright.targets.lower.window import Window, collapse
+
+_DTYPES = frozenset({"float32", "int64", "int32", "bool"})
+
+
+class NotLowered(Exception):
+    """A node that no kernel here runs; the reason is for the report."""
+
+
+Lower = Callable[["Lowering", Region], None]
+
+
+class Lowering:
+    """The state of one lowering: where every tensor is, and the program so far."""
+
+    def __init__(self, graph: Graph, target: Target, isa: Isa, anchors: dict[str, Lower]) -> None:
+        self.graph = graph
+        self.target = target
+        self.isa = isa
+        self.program = Program()
+        self._anchors = anchors
+        self._windows: dict[str, Window] = {}
+        self._graph_outputs = {t.name for t in graph.outputs}
+
+    def run(self, report: Report) -> Program:
+        """Lower the whole graph."""
+        for tensor in self.graph.inputs:
+            shape = static_shape(tensor)
+            assert shape is not None, f"input {tensor.name} has no static shape"
+            window = self.program.tensor(tensor.name, shape, np.dtype(tensor.dtype).name)
+            self._windows[tensor.name] = self.program.inputs[tensor.name] = window
+        regions = find_regions(self.graph, self._takes_followers, is_elementwise)
+        for index, region in enumerate(regions):
+            if index % 50 == 0:
+                report(f"lowering {index}/{len(regions)} regions")
+            self._lower(region)
+        for tensor in self.graph.outputs:
+            self.program.outputs[tensor.name] = self.window(tensor)
+        return self.program
+
+    def window(self, tensor: gs.Tensor) -> Window:
+        """Return where a tensor is; constants are placed when they are first read."""
+        if tensor.name not in self._windows:
+            assert is_constant(tensor), f"{tensor.name} is read before it is computed"
+            self._windows[tensor.name] = self.program.constant(tensor.name, tensor.values)
+        return self._windows[tensor.name]
+
+    def define(self, tensor: gs.Tensor, window: Window) -> None:
+        """Note where a tensor is from now on."""
+        self._windows[tensor.name] = window
+
+    def outside_readers(self, region: Region) -> list[gs.Tensor]:
+        """Return the tensors of a region that something outside it reads, in order."""
+        inside = {id(n) for n in region.nodes}
+        return [
+            t
+            for node in region.nodes
+            for t in node.outputs
+            if t.name in self._graph_outputs or any(id(c) not in inside for c in t.outputs)
+            or _read_by_subgraph(self.graph, t)
+        ]
+
+    def chain_of(
+        self,
+        region: Region,
+        result: gs.Tensor,
+        order: Sequence[int],
+        bias: Window | None = None,
+    ) -> tuple[Chain, list[Window], list[Window]]:
+        """Build the chain behind a region's anchor.
+
+        `result` is what the kernel computes; `order` how its outputs lie in memory; `bias` a
+        window of result's shape that is added first. Returns the chain, its operands and the
+        new output windows, all in result's shape; the tensors are defined.
+        """
+        shape = static_shape(result)
+        assert shape is not None, f"{result.name} has no static shape"
+        builder = ChainBuilder(shape, self.window)
+        builder.result_is(result)
+        if bias is not None:
+            builder.add_bias(result, bias)
+        for node in region.nodes[1:]:
+            builder.add(node)
+        return self._finish(builder, region, shape, order)
+
+    def map_region(self, region: Region) -> None:
+        """Lower a region of elementwise nodes only."""
+        shape = static_shape(region.anchor.outputs[0])
+        assert shape is not None, f"{region.anchor.name} has no static shape"
+        builder = ChainBuilder(shape, self.window)
+        for node in region.nodes:
+            builder.add(node)
+        full = [w for w in builder.operands if 0 not in _real_strides(w)]
+        order = full[0].order if full else tuple(range(len(shape)))
+        chain, operands, outputs = self._finish(builder, region, shape, order)
+        self.map_call(chain, operands, outputs, [n.name for n in region.nodes])
+
+    def map_call(
+        self,
+        chain: Chain,
+        operands: Sequence[Window],
+        outputs: Sequence[Window],
+        nodes: Iterable[str],
+    ) -> None:
+        """Append a call of an elementwise kernel over windows of one shape."""
+        axes = outputs[0].order
+        windows = [*operands, *outputs]
+        shape = [outputs[0].shape[a] for a in axes]
+        dims, rows = collapse(shape, [[w.strides[a] for a in axes] for w in windows])
+        count = len(operands)
+        kernel = MapKernel(
+            shape=dims,
+            chain=chain,
+            operands=tuple(rows[:count]),
+            operand_dtypes=tuple(w.dtype for w in operands),
+            outputs=tuple(rows[count:]),
+            output_dtypes=tuple(w.dtype for w in outputs),
+        )
+        self.program.call(kernel, windows, nodes)
+
+    def moved(self, window: Window, order: Sequence[int], why: str) -> Window:
+        """Copy a window into a tensor of its own whose axes lie in `order`."""
+        target = self.program.tensor(why, window.shape, window.dtype, order)
+        copy = Chain((), (Source("operand", 0),))
+        self.map_call(copy, [window], [target], [why])
+        return target
+
+    def compact(self, window: Window, why: str) -> Window:
+        """Return the window itself where it has no gaps in logical order, else a copy."""
+        plain = tuple(range(len(window.shape)))
+        step = 1
+        for axis in reversed(plain):
+            if window.shape[axis] > 1 and window.strides[axis] != step:
+                return self.moved(window, plain, why)
+            step *= window.shape[axis]
+        return window
+
+    def _finish(
+        self,
+        builder: ChainBuilder,
+        region: Region,
+        shape: tuple[int, ...],
+        order: Sequence[int],
+    ) -> tuple[Chain, list[Window], list[Window]]:
+        outputs = self.outside_readers(region) or [region.nodes[-1].outputs[0]]
+        chain = builder.finish(outputs)
+        stored: dict[Source, Window] = {}
+        for tensor, source in zip(outputs, chain.outputs, strict=True):
+            if source not in stored:
+                dtype = np.dtype(tensor.dtype).name
+                stored[source] = self.program.tensor(tensor.name, shape, dtype, order)
+            own = static_shape(tensor)
+            assert own is not None, f"{tensor.name} has no static shape"
+            self.define(tensor, with_bare_axes(stored[source], own))
+        return Chain(chain.steps, tuple(stored)), builder.operands, list(stored.values())
+
+    def _takes_followers(self, node: gs.Node) -> bool:
+        if is_elementwise(node):
+            return True
+        return node.op in FUSING and self._refusal(node) is None
+
+    def _lower(self, region: Region) -> None:
+        node = region.anchor
+        reason = self._refusal(node)
+        if reason is None:
+            try:
+                self._lower_known(region)
+            except NotLowered as error:
+                reason = str(error)
+            else:
+                return
+        for member in region.nodes:
+            self._island(member, reason)
+
+    def _lower_known(self, region: Region) -> None:
+        node = region.anchor
+        if node.op in VIEWS and self._try_view(node):
+            return
+        if is_elementwise(node):
+            self.map_region(region)
+            return
+        lower = self._anchors.get(node.op)
+        if lower is None:
+            raise NotLowered(f"{node.op} with these attributes or shapes has no kernel")
+        lower(self, region)
+
+    def _refusal(self, node: gs.Node) -> str | None:
+        if node.domain not in (None, "", "ai.onnx"):
+            return f"{node.domain}.{node.op} is not a standard operator"
+        if node.op not in VIEWS and node.op not in self._anchors and not is_elementwise(node):
+            return f"{node.op} has no kernel"
+        for tensor in [*node.inputs, *node.outputs]:
+            if not tensor.name:
+                continue
+            shape = static_shape(tensor)
+            if shape is None:
+                return f'the shape of "{tensor.name}" is known only at run time'
+            if 0 in shape and tensor in node.outputs:
+                return f'"{tensor.name}" is empty'
+            dtype = "?" if tensor.dtype is None else np.dtype(tensor.dtype).name
+            if dtype not in _DTYPES:
+                return f'"{tensor.name}" is {dtype}'
+        return None
+
+    def _try_view(self, node: gs.Node) -> bool:
+        windows = view(node, self.window(node.inputs[0]))
+        if windows is None:
+            moved = self.compact(self.window(node.inputs[0]), node.name)
+            windows = view(node, moved)
+        if windows is None:
+            return False
+        for tensor, window in zip(node.outputs, windows, strict=True):
+            self.define(tensor, window)
+        return True
+
+    def _island(self, node: gs.Node, reason: str | None) -> None:
+        inputs = {t.name: self.window(t) for t in inputs_of(node)}
+        outputs = {}
+        for tensor in node.outputs:
+            shape = static_shape(tensor)
+            if not tensor.name:
+                continue
+            if shape is None or tensor.dtype is None:
+                raise NotLowered(
+                    f'{node.op} {node.name}: the shape of its output "{tensor.name}" is '
+                    "known only at run time, so no memory can be planned for it"
+                )
+            window = self.program.tensor(tensor.name, shape, np.dtype(tensor.dtype).name)
+            outputs[tensor.name] = window
+            self.define(tensor, window)
+        self.program.steps.append(
+            Island(node, tuple(inputs.items()), tuple(outputs.items()))
+        )
+        self.program.islands.append(Note(node.name, f"runs in onnxruntime: {reason}"))
+
+
+# Anchors whose kernels end in a chain.
+FUSING = frozenset(
+    {"Conv", "Gemm", "MatMul", "MaxPool", "AveragePool", "GlobalAveragePool"}
+    | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"}
+)
+
+
+def _real_strides(window: Window) -> list[int]:
+    return [s for n, s in zip(window.shape, window.strides, strict=True) if n > 1]
+
+
+def _read_by_subgraph(graph: Graph, tensor: gs.Tensor) -> bool:
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph) and tensor.name in value._foreign_tensors():
+                return True
+    return False

@@ -1,0 +1,82 @@
+"""Program -> Relax module -> shared library."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from tilewright.targets.kernels.pen import Isa, dtype_of, write_prim_func
+from tilewright.targets.lower.program import Call, Island, Kernel, Program
+from tilewright.targets.lower.window import Buffer
+
+
+# Links object files into a shared library: (output, objects, options).
+Link = Callable[[str, Sequence[str], Sequence[str] | None], None]
+
+
+@dataclass(frozen=True)
+class Bases:
+    """Where each buffer starts in its base array, in elements, and which arrays there are."""
+
+    offsets: dict[Buffer, int]
+    names: tuple[str, ...]
+
+
+def segments(program: Program) -> list[list[Call] | Island]:
+    """Cut a program at its islands."""
+    parts: list[list[Call] | Island] = []
+    for step in program.steps:
+        if isinstance(step, Island):
+            parts.append(step)
+        elif parts and isinstance(parts[-1], list):
+            parts[-1].append(step)
+        else:
+            parts.append([step])
+    return parts
+
+
+def relax_module(program: Program, bases: Bases, isa: Isa) -> tvm.IRModule:
+    """Return a module with one function a segment, `run_0`, `run_1`, ...
+
+    Each takes the base arrays in the order of `bases.names`. Calls of equal kernels share one
+    PrimFunc; only their offsets differ.
+    """
+    builder = relax.BlockBuilder()
+    names: dict[Kernel, str] = {}
+    calls = [part for part in segments(program) if isinstance(part, list)]
+    for index, part in enumerate(calls):
+        arrays = {
+            name: relax.Var(name, relax.TensorType(dtype=dtype_of(name), ndim=1))
+            for name in bases.names
+        }
+        with builder.function(f"run_{index}", list(arrays.values())):
+            for call in part:
+                if call.kernel not in names:
+                    names[call.kernel] = f"{call.kernel.name}_{len(names)}"
+                builder.emit(_call(call, names[call.kernel], arrays, bases))
+            builder.emit_func_output(next(iter(arrays.values())))
+    module = builder.get()
+    for kernel, name in names.items():
+        module[name] = write_prim_func(name, isa, kernel.kinds(), kernel.write)
+    for index in range(len(calls)):
+        function = f"run_{index}"
+        module[function] = module[function].with_attr("relax.force_pure", True)
+    return module
+
+
+def compile_library(module: tvm.IRModule, isa: Isa, path: Path, link: Link) -> None:
+    """Compile a module for an instruction set and link it into `path`."""
+    target = tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu, "opt-level": 3})
+    executable = tvm.compile(module, target=target)
+    executable.export_library(str(path), fcompile=link)
+
+
+def _call(call: Call, name: str, arrays: dict[str, Any], bases: Bases) -> Any:
+    kinds = sorted(set(call.kernel.kinds()))
+    offsets = [
+        relax.prim_value(bases.offsets[ref.buffer] + ref.offset) for ref in call.refs
+    ]
+    return relax.Call(relax.ExternFunc(name), [*(arrays[k] for k in kinds), *offsets])

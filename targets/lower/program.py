@@ -1,0 +1,180 @@
+"""Program: kernel calls in order, on buffers that are planned into one arena."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tilewright.protocol import LayerDecision, Note
+from tilewright.targets.kernels.pen import Pen, dtype_of
+from tilewright.targets.lower.window import Buffer, Window, compact
+
+ALIGNMENT = 64  # bytes: a cache line, and what DLPack asks of an array
+
+
+class Kernel(Protocol):
+    """A kernel description: hashable, so that equal calls share one PrimFunc."""
+
+    @property
+    def name(self) -> str:
+        """A readable stem for the function's name."""
+        ...
+
+    def kinds(self) -> tuple[str, ...]:
+        """Base arrays of the arguments."""
+        ...
+
+    def write(self, pen: Pen) -> None:
+        """Write the function's body."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An argument of a call: where in which buffer it starts."""
+
+    buffer: Buffer
+    offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One kernel call, for one or more nodes of the graph."""
+
+    kernel: Kernel
+    refs: tuple[Ref, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Island:
+    """Nodes that onnxruntime runs, between kernel calls."""
+
+    node: gs.Node
+    inputs: tuple[tuple[str, Window], ...]
+    outputs: tuple[tuple[str, Window], ...]
+
+
+@dataclass(eq=False)
+class Program:
+    """What a graph becomes: steps, the constants they read, and where inputs and outputs are."""
+
+    steps: list[Call | Island] = field(default_factory=list)
+    constants: dict[Buffer, np.ndarray] = field(default_factory=dict)
+    inputs: dict[str, Window] = field(default_factory=dict)
+    outputs: dict[str, Window] = field(default_factory=dict)
+    layers: list[LayerDecision] = field(default_factory=list)
+    islands: list[Note] = field(default_factory=list)
+    _count: int = 0
+
+    def buffer(self, stem: str, dtype: str, elements: int) -> Buffer:
+        """Return new memory in the arena."""
+        self._count += 1
+        return Buffer(f"{stem}#{self._count}", dtype, elements)
+
+    def tensor(
+        self, stem: str, shape: Iterable[int], dtype: str, order: Iterable[int] | None = None
+    ) -> Window:
+        """Return a new tensor without gaps, its axes laid out in `order`."""
+        extents = tuple(shape)
+        axes = None if order is None else tuple(order)
+        return compact(self.buffer(stem, dtype, math.prod(extents)), extents, axes)
+
+    def constant(self, stem: str, values: np.ndarray) -> Window:
+        """Return a constant tensor; float32 goes to the weights, int32 to the indices."""
+        values = np.ascontiguousarray(values)
+        self._count += 1
+        buffer = Buffer(f"{stem}#{self._count}", kind_of(values.dtype), values.size, True)
+        self.constants[buffer] = values.reshape(-1)
+        return compact(buffer, values.shape)
+
+    def call(
+        self, kernel: Kernel, arguments: Iterable[Window | Ref], nodes: Iterable[str]
+    ) -> None:
+        """Append a kernel call."""
+        refs = tuple(
+            a if isinstance(a, Ref) else Ref(a.buffer, a.offset) for a in arguments
+        )
+        assert len(refs) == len(kernel.kinds()), f"{kernel.name}: arguments and kinds differ"
+        for ref, kind in zip(refs, kernel.kinds(), strict=True):
+            assert ref.buffer.dtype == kind, f"{kernel.name}: {ref.buffer} is not {kind}"
+        self.steps.append(Call(kernel, refs, tuple(nodes)))
+
+
+def kind_of(dtype: np.dtype) -> str:
+    """Return the base array that constants of a dtype live in."""
+    return {"float32": "weights", "int32": "indices"}.get(dtype.name, dtype.name)
+
+
+def place_constants(program: Program, kind: str) -> tuple[dict[Buffer, int], int]:
+    """Lay the constants of one kind behind one another; return offsets and the sum, in elements.
+
+    Starts are aligned, so that vectors of weights do not straddle cache lines.
+    """
+    each = ALIGNMENT // np.dtype(dtype_of(kind)).itemsize
+    offsets: dict[Buffer, int] = {}
+    at = 0
+    for buffer in program.constants:
+        if buffer.dtype == kind:
+            offsets[buffer] = at
+            at += -(-buffer.elements // each) * each
+    return offsets, at
+
+
+def plan_arena(program: Program) -> tuple[dict[Buffer, int], int]:
+    """Give every buffer that is not constant a place in one arena; return byte offsets, size.
+
+    Buffers whose lives do not overlap share bytes. Largest first, each at the lowest place that
+    is free for its whole life.
+    """
+    lives = _lives(program)
+    placed: list[tuple[Buffer, int, int]] = []
+    offsets: dict[Buffer, int] = {}
+    size = 0
+    for buffer in sorted(lives, key=lambda b: (-_bytes(b), b.name)):
+        first, last = lives[buffer]
+        taken = sorted(
+            (start, end)
+            for other, start, end in placed
+            if lives[other][0] <= last and first <= lives[other][1]
+        )
+        at = 0
+        for start, end in taken:
+            if at + _bytes(buffer) <= start:
+                break
+            at = max(at, end)
+        offsets[buffer] = at
+        placed.append((buffer, at, at + _bytes(buffer)))
+        size = max(size, at + _bytes(buffer))
+    return offsets, size
+
+
+def _lives(program: Program) -> dict[Buffer, tuple[int, int]]:
+    lives: dict[Buffer, tuple[int, int]] = {}
+
+    def touch(buffer: Buffer, when: int) -> None:
+        if not buffer.constant:
+            first, last = lives.get(buffer, (when, when))
+            lives[buffer] = (min(first, when), max(last, when))
+
+    for window in program.inputs.values():
+        touch(window.buffer, -1)
+    for when, step in enumerate(program.steps):
+        if isinstance(step, Call):
+            for ref in step.refs:
+                touch(ref.buffer, when)
+        else:
+            for _, window in (*step.inputs, *step.outputs):
+                touch(window.buffer, when)
+    for window in program.outputs.values():
+        touch(window.buffer, len(program.steps))
+    return lives
+
+
+def _bytes(buffer: Buffer) -> int:
+    raw = buffer.elements * np.dtype(buffer.dtype).itemsize
+    # Vectors may read past the end of the last row by less than one register.
+    return -(-raw // ALIGNMENT) * ALIGNMENT + ALIGNMENT

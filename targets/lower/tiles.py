@@ -1,0 +1,145 @@
+"""Find the tiles of a weight matrix in its zeros, and pack them for the tile kernel.
+
+Rows with equal zero patterns belong together wherever they stand: the kernel stores each result
+to the row it came from, so no permutation of the model and no side channel are needed.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilewright.targets.kernels.pen import Isa, vector_starts
+from tilewright.targets.kernels.tile import TileGroup
+
+# What a step costs beside its multiply-adds, in rows: loading activations and their offset.
+_STEP_ROWS = 1.2
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTiles:
+    """Arrays for the tile kernel, and the groups it loops over.
+
+    `values` float32, `offsets`, `table` (tiles, 4) and `rows` int32; `steps` counts the
+    columns of all tiles that are kept, times their rows: the multiply-adds of one position.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+    table: np.ndarray
+    rows: np.ndarray
+    groups: tuple[TileGroup, ...]
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Tile:
+    starts: tuple[int, ...]  # first row of each vector, or each row by itself
+    columns: np.ndarray
+    values: np.ndarray  # in the order in which the kernel reads them
+    height: int
+
+
+def pack_for_positions(
+    matrix: np.ndarray, offsets: np.ndarray, rows_each: int, dense: bool
+) -> PackedTiles:
+    """Pack a (outputs, inputs) matrix for lanes = positions.
+
+    A tile is up to `rows_each` rows of one zero pattern; `offsets` (inputs,) says where a
+    column's activation lies. With `dense`, zeros are computed like any other weight.
+    """
+    tiles = []
+    for rows, columns in _equal_rows(matrix, dense):
+        for first in range(0, len(rows), rows_each):
+            part = rows[first : first + rows_each]
+            values = matrix[np.ix_(part, columns)].T
+            tiles.append(_Tile(tuple(part), columns, values, len(part)))
+    return _assemble(tiles, offsets)
+
+
+def pack_for_channels(
+    matrix: np.ndarray, offsets: np.ndarray, isa: Isa, rows_each: int, dense: bool
+) -> PackedTiles:
+    """Pack a (outputs, inputs) matrix for lanes = channels.
+
+    A tile is `rows_each` neighbouring rows, and keeps the columns that any of them needs.
+    """
+    tiles = []
+    for first in range(0, matrix.shape[0], rows_each):
+        block = matrix[first : first + rows_each]
+        height = block.shape[0]
+        columns = np.arange(matrix.shape[1]) if dense else np.flatnonzero(block.any(axis=0))
+        lanes = isa.width_for(height)
+        starts = vector_starts(height, lanes)
+        lane_rows = np.concatenate([np.arange(s, s + lanes) for s in starts])
+        values = block[np.ix_(lane_rows, columns)].T
+        tiles.append(_Tile(tuple(first + s for s in starts), columns, values, height))
+    return _assemble(tiles, offsets)
+
+
+def sparse_steps(matrix: np.ndarray, rows_each: int) -> float:
+    """Estimate the cost of lanes = positions on these zeros, in multiply-adds a position."""
+    cost = 0.0
+    for rows, columns in _equal_rows(matrix, dense=False):
+        full, rest = divmod(len(rows), rows_each)
+        per_column = full * (rows_each + _STEP_ROWS) + (rest + _STEP_ROWS if rest else 0.0)
+        cost += per_column * len(columns)
+    return cost
+
+
+def dense_steps(matrix: np.ndarray, rows_each: int) -> float:
+    """The same estimate for the dense kernel."""
+    outputs, inputs = matrix.shape
+    return float(inputs * outputs * (1 + _STEP_ROWS / rows_each))
+
+
+def _equal_rows(matrix: np.ndarray, dense: bool) -> list[tuple[list[int], np.ndarray]]:
+    """Group rows by zero pattern, in order of first appearance."""
+    outputs, inputs = matrix.shape
+    if dense:
+        return [(list(range(outputs)), np.arange(inputs))]
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for row, bits in enumerate(np.packbits(matrix != 0, axis=1)):
+        groups[bits.tobytes()].append(row)
+    return [(rows, np.flatnonzero(matrix[rows[0]])) for rows in groups.values()]
+
+
+def _assemble(tiles: list[_Tile], offsets: np.ndarray) -> PackedTiles:
+    """Order tiles by height and lay their arrays behind one another.
+
+    Tiles with the same columns share one list of offsets, so a dense layer has a single list.
+    """
+    tiles = sorted(tiles, key=lambda t: -t.height)
+    lists: dict[bytes, int] = {}
+    all_offsets: list[np.ndarray] = []
+    table: list[tuple[int, int, int, int]] = []
+    values_at = rows_at = offsets_at = 0
+    for tile in tiles:
+        key = tile.columns.tobytes()
+        if key not in lists:
+            lists[key] = offsets_at
+            all_offsets.append(offsets[tile.columns])
+            offsets_at += tile.columns.size
+        table.append((values_at, lists[key], rows_at, tile.columns.size))
+        values_at += tile.values.size
+        rows_at += len(tile.starts)
+    groups: list[TileGroup] = []
+    for index, tile in enumerate(tiles):
+        if groups and groups[-1].height == tile.height:
+            last = groups[-1]
+            groups[-1] = TileGroup(last.height, last.first, last.count + 1)
+        else:
+            groups.append(TileGroup(tile.height, index, 1))
+    return PackedTiles(
+        values=_joined([t.values.astype(np.float32).ravel() for t in tiles], np.float32),
+        offsets=_joined(all_offsets, np.int32),
+        table=np.asarray(table, np.int32).reshape(-1, 4),
+        rows=np.asarray([s for t in tiles for s in t.starts], np.int32),
+        groups=tuple(groups),
+        steps=sum(t.height * t.columns.size for t in tiles),
+    )
+
+
+def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
+    # One element at least: an empty array has no address to give to a kernel.
+    return np.concatenate([*arrays, np.zeros(1)]).astype(dtype)

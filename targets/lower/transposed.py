@@ -1,0 +1,134 @@
+"""ConvTranspose as one plain convolution a phase of the output, then an interleaving copy.
+
+Output row o takes input row i through tap k where o = i * stride + k - pad. Rows with equal
+(o + pad) % stride use the same taps, so each phase is a convolution of stride 1.
+"""
+
+from dataclasses import dataclass, replace
+
+import onnx_graphsurgeon as gs
+
+from tilewright.graph import is_constant, static_shape
+from tilewright.targets.kernels.elementwise import Chain, Source, Step
+from tilewright.targets.kernels.planes import PlaneShape
+from tilewright.targets.lower.layer import Problem, call_tiles, choose, pad_planes
+from tilewright.targets.lower.lowering import Lowering, NotLowered
+from tilewright.targets.lower.regions import Region
+from tilewright.targets.lower.window import Window
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One spatial axis: rows q of a phase stand for outputs (first + q) * stride + phase - pad."""
+
+    stride: int
+    kernel: int
+    pad: int
+    out: int
+
+    @property
+    def first(self) -> int:
+        return self.pad // self.stride
+
+    @property
+    def count(self) -> int:
+        return (self.pad + self.out - 1) // self.stride - self.first + 1
+
+    def taps(self, phase: int) -> list[int]:
+        """Taps of a phase, in the order in which a plain window meets them."""
+        return list(range(phase, self.kernel, self.stride))[::-1]
+
+
+def lower_conv_transpose(lowering: Lowering, region: Region) -> None:
+    """Lower an ungrouped, undilated ConvTranspose over two axes."""
+    node = region.anchor
+    weight = node.inputs[1]
+    out = static_shape(node.outputs[0])
+    assert out is not None
+    dilated = set(node.attrs.get("dilations", [1, 1])) != {1}
+    if not is_constant(weight) or len(out) != 4 or dilated or node.attrs.get("group", 1) != 1:
+        raise NotLowered("ConvTranspose that is grouped, dilated or not over two axes")
+    if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise NotLowered("ConvTranspose with auto_pad")
+    strides = node.attrs.get("strides", [1, 1])
+    pads = node.attrs.get("pads", [0] * 4)
+    axes = [
+        _Axis(s, k, p, o)
+        for s, k, p, o in zip(strides, weight.shape[2:], pads[:2], out[2:], strict=True)
+    ]
+    if any(a.kernel < a.stride for a in axes):
+        raise NotLowered("ConvTranspose that leaves gaps")
+    rows, columns = axes
+    phases = lowering.program.tensor(
+        f"{node.name}.phases",
+        (out[0], out[1], rows.stride, columns.stride, rows.count, columns.count),
+        "float32",
+    )
+    for py in range(rows.stride):
+        for px in range(columns.stride):
+            target = phases.sliced(2, py, 1).sliced(3, px, 1)
+            plain = target.reshaped((out[0], out[1], rows.count, columns.count))
+            assert plain is not None
+            _phase(lowering, region, axes, (py, px), plain)
+    _interleave(lowering, node, axes, phases, out)
+
+
+def _phase(
+    lowering: Lowering,
+    region: Region,
+    axes: list[_Axis],
+    phase: tuple[int, int],
+    target: Window,
+) -> None:
+    node = region.anchor
+    window = lowering.window(node.inputs[0])
+    taps = [axis.taps(p) for axis, p in zip(axes, phase, strict=True)]
+    before = [len(t) - 1 - axis.first for t, axis in zip(taps, axes, strict=True)]
+    for place, pad in enumerate(before):
+        if pad < 0:
+            window = window.sliced(2 + place, -pad, window.shape[2 + place] + pad)
+    shape = PlaneShape(
+        height=window.shape[2],
+        width=window.shape[3],
+        top=max(before[0], 0),
+        left=max(before[1], 0),
+        out_height=axes[0].count,
+        out_width=axes[1].count,
+        kernel=(len(taps[0]), len(taps[1])),
+        stride=(1, 1),
+        dilation=(1, 1),
+    )
+    planes, offsets = pad_planes(lowering, node.name, window, shape)
+    values = node.inputs[1].values[:, :, taps[0]][:, :, :, taps[1]]
+    matrix = values.transpose(1, 0, 2, 3).reshape(values.shape[1], -1)
+    steps = (planes.strides[0], shape.phase[1], 1)
+    extents = (planes.shape[0], shape.out_height, shape.out_width)
+    source = Window(planes.buffer, extents, steps, planes.offset)
+    problem = Problem(matrix, source, offsets, 1)
+    choice = replace(choose(lowering, problem, target.shape), lanes="positions", rows=4)
+    chain, operands = Chain(), []
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        bias = lowering.window(node.inputs[2])
+        operands = [Window(bias.buffer, target.shape, (0, bias.strides[0], 0, 0), bias.offset)]
+        step = Step("Add", (Source("result"), Source("operand", 0)))
+        chain = Chain((step,), (Source("step", 0),))
+    call_tiles(lowering, region, problem, choice, chain, operands, [target])
+
+
+def _interleave(
+    lowering: Lowering,
+    node: gs.Node,
+    axes: list[_Axis],
+    phases: Window,
+    out: tuple[int, ...],
+) -> None:
+    rows, columns = axes
+    mixed = phases.transposed((0, 1, 4, 2, 5, 3))
+    full = lowering.moved(mixed, tuple(range(6)), node.name)
+    shown = full.reshaped(
+        (out[0], out[1], rows.count * rows.stride, columns.count * columns.stride)
+    )
+    assert shown is not None
+    for place, axis in enumerate(axes):
+        shown = shown.sliced(2 + place, axis.pad - axis.first * axis.stride, axis.out)
+    lowering.define(node.outputs[0], shown)
