@@ -1,0 +1,1 @@
+"""The programs: the only place that parses arguments, prints and exits."""

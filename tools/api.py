@@ -1,0 +1,57 @@
+"""tilewright.compile: the command as a function."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tilewright.graph import Graph
+from tilewright.protocol import Report, silent
+from tilewright.tools.compile_model import Job, compile_model
+
+
+def compile(
+    model: str | Path | Graph,
+    target: str = "cpu",
+    *,
+    output: str | Path | None = None,
+    sparsity: float | None = None,
+    precision: str = "fp32",
+    calibration: str | Path | None = None,
+    pipeline: str | None = None,
+    plan: str | Path | None = None,
+    dims: Mapping[str, int] | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    evaluate: bool = False,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Compile a model, verify it, measure it, and return the artifact's manifest.
+
+    `model` is a path, "zoo:NAME" or a Graph; the options are those of the command line. The
+    result's "artifact" is the folder, which `tilewright.load` runs.
+    """
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        if isinstance(model, Graph):
+            path = Path(folder) / "model.onnx"
+            model.save(path)
+            model = path
+        job = Job(
+            model=str(model),
+            target=target,
+            sparsity=sparsity,
+            precision=precision,
+            calibration=_path(calibration),
+            pipeline=pipeline,
+            plan=_path(plan),
+            dims=dims or {},
+            threads=threads,
+            seed=seed,
+            output=_path(output),
+            evaluate=evaluate,
+        )
+        return compile_model(job, report)
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)

@@ -1,0 +1,246 @@
+"""The commands, once their arguments are parsed. Each prints through its console."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright import artifact, oracle
+from tilewright.calibration import Calibration
+from tilewright.errors import CheckFailed, UnusableInput
+from tilewright.frontends.arrays import read_arrays
+from tilewright.frontends.onnx_file import read_onnx
+from tilewright.protocol import Context, Feeds
+from tilewright.random_feeds import random_feeds
+from tilewright.reproduce import read_reproduction
+from tilewright.tools.compile_model import AGREES, Job, compile_model
+from tilewright.tools.console import Console
+from tilewright.tools.engines import check_engine
+from tilewright.tools.evaluate_task import evaluate_task
+from tilewright.tools.find_target import parse_pipeline
+from tilewright.tools.load_artifact import inputs_of, load_any
+from tilewright.tools.measure_engines import OURS, measure_engines
+from tilewright.tools.write_report import summary_rows
+from tilewright.verify import Agreement, compare
+
+
+def run_compile(job: Job, console: Console) -> None:
+    """Compile, then print what it brought."""
+    with console.working():
+        manifest = compile_model(job, console.report)
+    console.table(("", "dense", "compiled", ""), summary_rows(manifest))
+    verified = manifest["verified"]
+    console.text(
+        f"Outputs agree with {' and '.join(verified['against'])} under onnxruntime: largest "
+        f"error {verified['max_rel_error']:.1e} of the output's largest value."
+    )
+    if islands := manifest["islands"]:
+        console.text(
+            f"{len(islands)} nodes run in onnxruntime; report.html says which and why."
+        )
+    folder = shlex.quote(manifest["artifact"])
+    console.text(f"Written: {folder} (see {folder}/report.html; tilewright bench {folder})")
+    console.result(manifest)
+
+
+def run_artifact(
+    model: str, data: Path, output: Path | None, threads: int | None, console: Console
+) -> None:
+    """Run an artifact on every sample of a file; write or describe the outputs."""
+    with console.working():
+        calibration = Calibration.from_arrays(read_arrays(data), inputs_of(model))
+        run = load_any(model, threads)
+        results = [run(feeds) for feeds in calibration.feeds()]
+        outputs = {name: _stacked([r[name] for r in results]) for name in results[0]}
+        if output is not None:
+            _write_arrays(output, outputs)
+    rows = [
+        (name, "x".join(map(str, values.shape)), values.dtype.name, *_range(values))
+        for name, values in outputs.items()
+    ]
+    console.table(("output", "shape", "dtype", "min", "max"), rows)
+    console.result(
+        {
+            "samples": calibration.samples,
+            "outputs": {
+                n: {"shape": v.shape, "dtype": v.dtype.name} for n, v in outputs.items()
+            },
+            "written": None if output is None else str(output),
+        }
+    )
+
+
+def run_verify(
+    first: str, second: str, data: Path, threads: int | None, console: Console
+) -> None:
+    """Compare two models on the samples of a file. Raises CheckFailed where they disagree."""
+    with console.working():
+        calibration = Calibration.from_arrays(read_arrays(data), inputs_of(first))
+        a, b = load_any(first, threads), load_any(second, threads)
+        found = [compare(a(feeds), b(feeds)) for feeds in calibration.feeds()]
+    worst: Agreement = max(found, key=lambda agreement: agreement.max_rel_error)
+    agree = worst.within(AGREES)
+    summary = (
+        f'largest error {worst.max_abs_error:.3g} in output "{worst.worst}", '
+        f"{worst.max_rel_error:.1e} of its largest value, on {calibration.samples} samples"
+    )
+    console.result(
+        {
+            "max_abs_error": worst.max_abs_error,
+            "max_rel_error": worst.max_rel_error,
+            "agree": agree,
+            "samples": calibration.samples,
+        }
+    )
+    if not agree:
+        raise CheckFailed(
+            f"verify: {first} and {second} disagree: {summary}; {AGREES} is allowed."
+        )
+    console.text(f"agree: {summary}")
+
+
+def run_bench(
+    folder: str,
+    against: Sequence[str],
+    original: Path | None,
+    data: Path | None,
+    threads: int | None,
+    rounds: int,
+    console: Console,
+) -> None:
+    """Time an artifact against other engines on the same model and inputs."""
+    for engine in against:
+        check_engine(engine)
+    if rounds < 1:
+        raise UnusableInput(f"--rounds {rounds}: at least 1 is needed.")
+    with console.working():
+        artifact.read(Path(folder))
+        model = Path(folder) / artifact.MODEL
+        models = {OURS: Path(folder)} | dict.fromkeys(against, original or model)
+        contest = measure_engines(
+            models,
+            _first_feeds(folder, data),
+            threads or oracle.cores(),
+            rounds=rounds,
+            report=console.report,
+        )
+    rows = contest.as_json()["rows"]
+    console.table(
+        ("engine", "min ms", "median ms", "spread", "threads", "ratio"),
+        [
+            (
+                row["engine"],
+                f"{row['min_ms']:.3f}",
+                f"{row['median_ms']:.3f}",
+                f"{row['spread']:.0%}",
+                str(row["threads"]),
+                f"{contest.ratio(row['engine']):.2f}",
+            )
+            for row in rows
+        ],
+    )
+    console.result(contest.as_json())
+
+
+def run_eval(
+    model: str, task: str, threads: int | None, limit: int | None, console: Console
+) -> None:
+    """Score a model on a labelled task."""
+    with console.working():
+        score = evaluate_task(model, task, threads=threads, limit=limit, report=console.report)
+    extra = ", ".join(f"{name} {value:.4g}" for name, value in score["extra"].items())
+    console.text(
+        f"{task}: {score['metric']} {score['value']:.4g} (n={score['n']})"
+        + (f"; {extra}" if extra else "")
+    )
+    console.result(score)
+
+
+def run_zoo_list(console: Console) -> None:
+    """List the models of the zoo."""
+    from tilewright.frontends import zoo
+
+    models: list[dict[str, Any]] = [
+        {
+            "name": model.name,
+            "licence": model.licence,
+            "source": model.source,
+            "about": model.about,
+            "dims": dict(model.dims),
+            "tasks": list(model.tasks),
+        }
+        for model in zoo.MODELS.values()
+    ]
+    console.table(
+        ("name", "licence", "source", "tasks", "about"),
+        [
+            (m["name"], m["licence"], m["source"], ", ".join(m["tasks"]), m["about"])
+            for m in models
+        ],
+    )
+    console.result({"models": models})
+
+
+def run_zoo_get(name: str, console: Console) -> None:
+    """Fetch or build a model of the zoo and print where it is."""
+    from tilewright.frontends import zoo
+
+    with console.working():
+        path = zoo.get(name, report=console.report)
+    console.text(str(path))
+    console.result({"name": name, "path": str(path)})
+
+
+def run_reproduce(folder: Path, console: Console) -> None:
+    """Rerun a failing pass from the folder that it left. It fails again, or is mended."""
+    with console.working():
+        stored = read_reproduction(folder)
+        graph = read_onnx(stored.model)
+        calibration = (
+            None
+            if stored.arrays is None
+            else Calibration.from_arrays(stored.arrays, graph.inputs)
+        )
+        context = Context(stored.target, calibration, stored.seed, stored.plan, console.report)
+        pipeline = parse_pipeline(stored.pipeline)
+        run = pipeline.run(graph, context, reproductions=None)
+    console.table(
+        ("pass", "nodes", "parameters", "zeros", "seconds", "changed"), run.trace.rows()
+    )
+    console.text("It ran to its end: the fault is not there any more.")
+    console.result({"pipeline": str(pipeline), "trace": run.trace.as_json()})
+
+
+def _first_feeds(folder: str, data: Path | None) -> Feeds:
+    if data is not None:
+        calibration = Calibration.from_arrays(read_arrays(data), inputs_of(folder))
+        return next(calibration.feeds())
+    return next(random_feeds(read_onnx(Path(folder) / artifact.MODEL), 1))
+
+
+def _stacked(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Join the outputs of all samples along a batch axis of one, or along a new axis."""
+    has_batch = values[0].ndim > 0 and all(v.shape[0] == 1 for v in values)
+    return np.concatenate(values) if has_batch else np.stack(values)
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with aside.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        aside.rename(path)
+    except OSError as error:
+        raise UnusableInput(
+            f'Output "{path}" cannot be written: {error}. Give another place with --output.'
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _range(values: np.ndarray) -> tuple[str, str]:
+    if not values.size or values.dtype.kind not in "fiu":
+        return "", ""
+    return f"{values.min():.5g}", f"{values.max():.5g}"

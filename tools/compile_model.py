@@ -1,0 +1,267 @@
+"""Compile: read, calibrate, run the passes, build, verify, measure, write."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright import artifact, oracle
+from tilewright.cost import parameter_bytes, parameter_counts
+from tilewright.errors import CheckFailed
+from tilewright.graph import Graph
+from tilewright.layers import Layer, linear_layers
+from tilewright.layout import Tile
+from tilewright.measurement import machine, versions
+from tilewright.pipeline import Pipeline, Run
+from tilewright.plan import Level, Plan
+from tilewright.protocol import Build, Context, Executable, Report, silent
+from tilewright.random_feeds import random_feeds
+from tilewright.target import Target
+from tilewright.tools.evaluate_task import task_scores
+from tilewright.tools.find_target import check_backend, find_backend, find_target
+from tilewright.tools.measure_engines import OURS, measure_engines
+from tilewright.tools.read_model import ZOO, Source, read_calibration, read_model
+from tilewright.tools.resolve_pipeline import check_precision, reads_plan, resolve_pipeline
+from tilewright.tools.write_report import write_report
+from tilewright.verify import Agreement, Outputs, compare
+from tilewright.version import VERSION
+
+# Our kernels and onnxruntime's add up in different orders; float32 networks then differ by up
+# to 1e-4 of their largest output. A wrong kernel differs by far more than this.
+AGREES = 1e-3
+_VERIFIED_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compile, and how. `sparsity` None leaves the pipeline's own choice."""
+
+    model: str
+    target: str = "cpu"
+    sparsity: float | None = None
+    precision: str = "fp32"
+    calibration: Path | None = None
+    pipeline: str | None = None
+    plan: Path | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+    threads: int | None = None
+    seed: int = 0
+    output: Path | None = None
+    evaluate: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact goes: "ppocr-rec.cpu.tw" unless `output` says otherwise."""
+        if self.output is not None:
+            return self.output
+        stem = self.model.removeprefix(ZOO) if self.model.startswith(ZOO) else self.model
+        return Path(f"{Path(stem).stem}.{Path(self.target).stem}.tw")
+
+
+def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
+    """Compile a model and return its manifest, with "artifact" and "seconds" beside it.
+
+    Raises UnusableInput before any work where an option or the place of output is of no use;
+    PassFailed; CannotLower; CheckFailed where the artifact's answers are not its model's.
+    The folder is then as it was before.
+    """
+    target = find_target(job.target)
+    check_precision(target, job.precision)
+    check_backend(target.backend)
+    plan = None if job.plan is None else Plan.read(job.plan)
+    pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan)
+    report(f"pipeline: {str(pipeline) or 'no passes'}")
+    threads = job.threads or oracle.cores()
+    stages = _Stages()
+    with artifact.writing(job.folder) as folder:
+        with stages("read"):
+            source = read_model(job.model, job.dims, report)
+        with stages("calibrate"):
+            calibration = read_calibration(source, job.calibration, job.seed, report)
+            context = Context(target, calibration, job.seed, plan, report)
+            feeds = _feeds(source.graph, context)
+        with stages("passes"):
+            run = pipeline.run(source.graph, context)
+            levels = measured_levels(source.graph, run.graph, pipeline, target)
+        with stages("build"):
+            run.graph.save(folder / artifact.MODEL)
+            backend = find_backend(target.backend)
+            build = backend.build(run.graph, target, folder, report)
+        with stages("verify"):
+            found = _outputs(backend.load(folder, threads), feeds)
+            verified = _verify(source, run, pipeline, feeds, found)
+        manifest = {
+            **_identity(job, source, target, pipeline),
+            **_figures(source.graph, run, build, plan, levels),
+            "verified": verified,
+        }
+        with stages("latency"):
+            manifest["latency"] = _latency(source, folder, manifest, feeds[0], threads, report)
+        with stages("evaluate"):
+            manifest["accuracy"] = (
+                task_scores(source, backend.load(folder, threads), report)
+                if job.evaluate and source.zoo
+                else []
+            )
+        Plan(manifest["plan"]["levels"]).write(folder / "plan.json")
+        write_report(folder, manifest, run.trace, stages.seconds)
+        sealed = artifact.seal(folder, manifest)
+    return {**sealed, "artifact": str(job.folder), "seconds": stages.seconds}
+
+
+class _Stages:
+    """Seconds of each stage, as they pass."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.seconds: dict[str, float] = {}
+        self._clock = clock
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = self._clock()
+        yield
+        self.seconds[name] = round(self._clock() - start, 3)
+
+
+def _feeds(graph: Graph, context: Context) -> list[dict[str, np.ndarray]]:
+    if context.calibration is not None:
+        return list(islice(context.calibration.feeds(), _VERIFIED_SAMPLES))
+    return list(random_feeds(graph, _VERIFIED_SAMPLES, context.seed))
+
+
+def _outputs(executable: Executable, feeds: Sequence[dict[str, np.ndarray]]) -> list[Outputs]:
+    return [executable(feed) for feed in feeds]
+
+
+def _verify(
+    source: Source,
+    run: Run,
+    pipeline: Pipeline,
+    feeds: Sequence[dict[str, np.ndarray]],
+    found: Sequence[Outputs],
+) -> dict[str, Any]:
+    """Compare the artifact with its model.onnx, and with the original if nothing was pruned."""
+    against = {"model.onnx": run.graph}
+    if all(step.keeps_outputs for step in pipeline.passes):
+        against["the original"] = source.graph
+    worst = Agreement(0.0, 0.0, "")
+    for name, graph in against.items():
+        agreement = _worst_agreement(graph, feeds, found)
+        if not agreement.within(AGREES):
+            raise CheckFailed(
+                f"verify: the compiled artifact disagrees with {name} under onnxruntime: "
+                f'output "{agreement.worst}" differs by {agreement.max_abs_error:.3g}, '
+                f"{agreement.max_rel_error:.1e} of its largest value; {AGREES} is allowed. "
+                "Nothing was written; this is a fault of the target's kernels: report it."
+            )
+        worst = max(worst, agreement, key=lambda a: a.max_rel_error)
+    return {
+        "max_abs_error": worst.max_abs_error,
+        "max_rel_error": worst.max_rel_error,
+        "samples": len(feeds),
+        "against": list(against),
+    }
+
+
+def _worst_agreement(
+    graph: Graph, feeds: Sequence[dict[str, np.ndarray]], found: Sequence[Outputs]
+) -> Agreement:
+    session = oracle.session(graph)
+    return max(
+        (compare(oracle.outputs_of(session, f), o) for f, o in zip(feeds, found, strict=True)),
+        key=lambda agreement: agreement.max_rel_error,
+    )
+
+
+def _identity(job: Job, source: Source, target: Target, pipeline: Pipeline) -> dict[str, Any]:
+    return {
+        "tilewright": VERSION,
+        "model": job.model if source.zoo else source.file.name,
+        "model_sha256": source.sha256,
+        "target": target.name,
+        "backend": target.backend,
+        "precision": job.precision,
+        "pipeline": str(pipeline),
+        "seed": job.seed,
+        "versions": versions(),
+    }
+
+
+def _figures(
+    dense: Graph, run: Run, build: Build, plan: Plan | None, levels: Mapping[str, Level]
+) -> dict[str, Any]:
+    total, _ = parameter_counts(dense)
+    kept, active = parameter_counts(run.graph)
+    in_layers = sum(d.shape[0] * d.shape[1] for d in build.layers)
+    skipped = sum(round((1 - d.density) * d.shape[0] * d.shape[1]) for d in build.layers)
+    return {
+        "plan": {"levels": dict(plan.levels) if plan else levels},
+        "parameters": {"dense": total, "stored": kept - skipped, "active": active},
+        "sparsity": {
+            "overall": round(1 - active / kept, 6) if kept else 0.0,
+            "tiled": round(skipped / in_layers, 6) if in_layers else 0.0,
+        },
+        "bytes": {"dense": parameter_bytes(dense), "stored": build.stored_bytes},
+        "layers": [layer._asdict() for layer in build.layers],
+        "islands": [note._asdict() for note in build.islands],
+        "notes": [
+            {"pass": name, **note._asdict()}
+            for name, notes in run.notes.items()
+            for note in notes
+        ],
+        "details": dict(build.details),
+    }
+
+
+def measured_levels(
+    dense: Graph, pruned: Graph, pipeline: Pipeline, target: Target
+) -> dict[str, Level]:
+    """Return the share of empty tiles in each layer that lost any: a plan that prunes again."""
+    fixed = [str(vars(step)["tile"]) for step in pipeline.passes if reads_plan(step)]
+    if not fixed:
+        return {}
+    before = {layer.name: layer for layer in linear_layers(dense)}
+    levels: dict[str, Level] = {}
+    for layer in linear_layers(pruned):
+        tile = Tile.parse(fixed[-1]) if any(fixed) else target.tile_for(layer)
+        share = _empty_tiles(layer, tile)
+        if layer.name not in before or share > _empty_tiles(before[layer.name], tile):
+            levels[layer.name] = {"sparsity": share, "tile": str(tile)}
+    return levels
+
+
+def _empty_tiles(layer: Layer, tile: Tile) -> float:
+    """Return the share of tiles that hold zeros only; the last ones may be cut off."""
+    matrix = layer.matrix() != 0
+    if not matrix.size:
+        return 0.0
+    rows = np.add.reduceat(matrix, np.arange(0, matrix.shape[0], tile.outputs), axis=0)
+    tiles = np.add.reduceat(rows, np.arange(0, matrix.shape[1], tile.inputs), axis=1)
+    return 1 - int(np.count_nonzero(tiles)) / int(tiles.size)
+
+
+def _latency(
+    source: Source,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    feeds: Mapping[str, np.ndarray],
+    threads: int,
+    report: Report,
+) -> dict[str, Any]:
+    # The timing processes load the artifact as a user would, so it is sealed for now.
+    artifact.seal(folder, manifest)
+    models = {OURS: folder, "onnxruntime": source.file}
+    contest = measure_engines(models, feeds, threads, report=report)
+    ours, dense = contest.total(OURS).as_json(), contest.total("onnxruntime").as_json()
+    return {
+        **ours,
+        "device": machine()["cpu"],
+        "threads": threads,
+        "dense": {"engine": "onnxruntime", **dense},
+        "ratio": round(contest.ratio("onnxruntime"), 4),
+    }

@@ -1,0 +1,137 @@
+"""Measure engines against each other: a process each, taking turns.
+
+Two spinning thread pools in one process spoil each other's times, and a machine's speed drifts;
+so every engine has a process of its own and they run in rounds, A B A B. A waiting process is
+blocked on its stdin and takes no time from the others.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import UnusableInput
+from tilewright.measurement import Samples, machine, pairwise_ratio
+from tilewright.protocol import Report, silent
+
+OURS = "tilewright"
+ROUNDS = 7
+ROUND_SECONDS = 0.3
+WARM_UP_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The rounds of each engine, in the order they were asked for."""
+
+    rounds: Mapping[str, Sequence[Samples]]
+    threads: int
+
+    def total(self, engine: str) -> Samples:
+        """Return all samples of an engine."""
+        first, *rest = self.rounds[engine]
+        return sum(rest, start=first)
+
+    def ratio(self, engine: str) -> float:
+        """Return how many times longer an engine takes than tilewright."""
+        return pairwise_ratio(self.rounds[engine], self.rounds[OURS])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return rows, ratios and the machine: what `tilewright bench --json` prints."""
+        return {
+            "rows": [
+                {"engine": engine, **self.total(engine).as_json(), "threads": self.threads}
+                for engine in self.rounds
+            ],
+            "ratio": {e: round(self.ratio(e), 4) for e in self.rounds if e != OURS},
+            "machine": machine(),
+        }
+
+
+def measure_engines(
+    models: Mapping[str, Path],
+    feeds: Mapping[str, np.ndarray],
+    threads: int,
+    *,
+    rounds: int = ROUNDS,
+    round_seconds: float = ROUND_SECONDS,
+    report: Report = silent,
+) -> Contest:
+    """Time each engine on its model. Raises UnusableInput where one cannot run it."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tilewright-"))
+        file = Path(folder) / "feeds.npz"
+        np.savez(file, **feeds)  # type: ignore[arg-type]
+        # One after the other: loading in parallel would only make each slower.
+        workers = {
+            engine: stack.enter_context(_worker(engine, model, file, threads))
+            for engine, model in models.items()
+        }
+        taken: dict[str, list[Samples]] = {engine: [] for engine in models}
+        for worker in workers.values():
+            worker.round(WARM_UP_SECONDS)
+        for index in range(rounds):
+            report(f"timing {', '.join(models)}: round {index + 1} of {rounds}")
+            for engine, worker in workers.items():
+                taken[engine].append(worker.round(round_seconds))
+    return Contest(taken, threads)
+
+
+class _Worker:
+    def __init__(self, engine: str, process: "subprocess.Popen[str]") -> None:
+        self._engine = engine
+        self._process = process
+
+    def round(self, seconds: float) -> Samples:
+        """Ask for a round and wait for its samples."""
+        assert self._process.stdin is not None, "the worker was started with pipes"
+        # A process that has gone is reported by the answer that it does not give.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{seconds}\n")
+            self._process.stdin.flush()
+        return Samples(tuple(self.answer()["samples_ns"]))
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the next line. Raises UnusableInput where the engine gave up."""
+        assert self._process.stdout is not None, "the worker was started with pipes"
+        line = self._process.stdout.readline()
+        if not line:
+            raise UnusableInput(
+                f'The engine "{self._engine}" ended with exit code {self._process.wait()} '
+                "while it was timed; what it printed is above."
+            )
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise UnusableInput(str(answer["error"]))
+        return answer
+
+
+@contextlib.contextmanager
+def _worker(engine: str, model: Path, feeds: Path, threads: int) -> Iterator[_Worker]:
+    command = [sys.executable, "-m", "tilewright.tools.time_engine", engine, str(model)]
+    process = subprocess.Popen(
+        [*command, str(feeds), str(threads)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Ctrl-C is for this process, which then ends the others.
+        start_new_session=True,
+    )
+    try:
+        worker = _Worker(engine, process)
+        worker.answer()
+        yield worker
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()

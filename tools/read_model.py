@@ -1,0 +1,74 @@
+"""Read what a user names as the model, and the example inputs that go with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilewright.artifact import file_sha256
+from tilewright.calibration import Calibration
+from tilewright.errors import UnknownName, UnusableInput
+from tilewright.frontends.arrays import read_arrays
+from tilewright.frontends.onnx_file import read_onnx
+from tilewright.graph import Graph
+from tilewright.protocol import Report, silent
+
+ZOO = "zoo:"
+# Enough for a layer's Hessian: a token or pixel is a sample of it, and images have many.
+_CALIBRATION_SAMPLES = {"minilm": 512, "smollm2": 24}
+_OTHER_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was read: `file` is the original, `zoo` its name there, if it has one."""
+
+    name: str
+    file: Path
+    sha256: str
+    graph: Graph
+    zoo: str | None
+
+
+def read_model(
+    model: str, dims: Mapping[str, int] | None = None, report: Report = silent
+) -> Source:
+    """Read a path or "zoo:NAME", whose dimensions have defaults that `dims` overrules."""
+    file, bound = model_file(model, report)
+    name = model.removeprefix(ZOO) if model.startswith(ZOO) else file.stem
+    graph = read_onnx(file, dims, defaults=bound)
+    zoo = name if model.startswith(ZOO) else None
+    return Source(name, file, file_sha256(file), graph, zoo)
+
+
+def model_file(model: str, report: Report = silent) -> tuple[Path, Mapping[str, int]]:
+    """Return the .onnx file of a path or "zoo:NAME", and the zoo's default dimensions."""
+    if not model.startswith(ZOO):
+        return Path(model), {}
+    from tilewright.frontends import zoo
+
+    name = model.removeprefix(ZOO)
+    if name not in zoo.MODELS:
+        raise UnknownName("model in the zoo", name, zoo.MODELS)
+    return zoo.get(name, report=report), zoo.MODELS[name].dims
+
+
+def read_calibration(
+    source: Source, data: Path | None, seed: int = 0, report: Report = silent
+) -> Calibration | None:
+    """Return the user's example inputs, or the zoo's for its models, or None."""
+    if data is not None:
+        return Calibration.from_arrays(read_arrays(data), source.graph.inputs)
+    if source.zoo is None:
+        return None
+    from tilewright.frontends import zoo
+
+    samples = _CALIBRATION_SAMPLES.get(source.zoo, _OTHER_SAMPLES)
+    report(f"{samples} calibration samples for {source.zoo}")
+    arrays = zoo.calibration(source.zoo, samples, seed=seed)
+    try:
+        return Calibration.from_arrays(arrays, source.graph.inputs)
+    except UnusableInput as error:
+        raise UnusableInput(
+            f"The zoo's calibration data for {source.zoo} has its default sizes: {error} "
+            "Give your own data with --calibration."
+        ) from error

@@ -1,0 +1,60 @@
+"""Settle what will run: the target's pipeline, under the given one, under the flags."""
+
+import math
+
+from tilewright.errors import UnusableInput
+from tilewright.pipeline import Pipeline, pass_options
+from tilewright.plan import Plan
+from tilewright.protocol import Pass
+from tilewright.target import Target
+from tilewright.tools.find_target import parse_pipeline
+
+
+def resolve_pipeline(
+    target: Target, text: str | None, sparsity: float | None, plan: Plan | None
+) -> Pipeline:
+    """Return the passes to run, with `sparsity` written into those that have the option.
+
+    Without `text` it is the target's own pipeline, from which passes that prune are dropped
+    where there is neither a sparsity above 0 nor a plan. Raises UnusableInput where a flag
+    would have no effect.
+    """
+    if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
+        raise UnusableInput(
+            f"--sparsity {sparsity}: it is the share of weights to remove, from 0 up to, but "
+            "not including, 1. Try --sparsity 0.6."
+        )
+    pipeline = parse_pipeline(target.default_pipeline if text is None else text)
+    if text is None and not sparsity and plan is None:
+        return pipeline.only(lambda step: not _prunes(step))
+    if sparsity is not None:
+        if not any(_prunes(p) for p in pipeline.passes):
+            raise UnusableInput(
+                f'--sparsity {sparsity}: no pass of the pipeline "{pipeline}" prunes, so it '
+                "would have no effect. Add prune-tiles, or leave the option out."
+            )
+        pipeline = pipeline.replace("sparsity", sparsity)
+    if plan is not None and not any(reads_plan(p) for p in pipeline.passes):
+        raise UnusableInput(
+            f'--plan: no pass of the pipeline "{pipeline}" reads a plan, so it would have no '
+            "effect. Add prune-tiles, or leave the option out."
+        )
+    return pipeline
+
+
+def check_precision(target: Target, precision: str) -> None:
+    """Raise UnusableInput where the target has no kernels for a precision."""
+    if precision not in target.orders:
+        raise UnusableInput(
+            f'--precision {precision}: the target "{target.name}" has no kernels for it. '
+            f"It has {', '.join(target.orders)}."
+        )
+
+
+def reads_plan(step: Pass) -> bool:
+    """Say whether a plan, which holds a sparsity and a tile a layer, overrules a pass."""
+    return {"sparsity", "tile"} <= {option.name for option in pass_options(type(step))}
+
+
+def _prunes(step: Pass) -> bool:
+    return any(option.name == "sparsity" for option in pass_options(type(step)))
