@@ -1,0 +1,87 @@
+"""Backends that compile nothing: the artifact is run by onnxruntime."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+
+from tilewright import oracle
+from tilewright.graph import Graph
+from tilewright.layers import linear_layers
+from tilewright.protocol import Build, Executable, Feeds, LayerDecision, Report
+from tilewright.target import Target
+
+
+class Faithful:
+    """Gives the answers of model.onnx."""
+
+    name: ClassVar[str] = "faithful"
+
+    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
+        (folder / "weights.bin").write_bytes(
+            b"".join(layer.matrix().tobytes() for layer in linear_layers(graph))
+        )
+        decisions = tuple(
+            LayerDecision(
+                layer.name,
+                layer.node.op,
+                (layer.outputs, layer.inputs, layer.positions),
+                str(target.tile_for(layer)),
+                1.0,
+                32,
+                "dense",
+                "it is a test",
+            )
+            for layer in linear_layers(graph)
+        )
+        return Build(decisions, (), (folder / "weights.bin").stat().st_size, {})
+
+    def load(self, folder: Path, threads: int | None = None) -> Executable:
+        session = oracle.session(onnx.load(folder / "model.onnx"), threads)
+        return lambda feeds: oracle.outputs_of(session, feeds)
+
+
+class Wrong(Faithful):
+    """Gives answers that are 1 % too large."""
+
+    name: ClassVar[str] = "wrong"
+
+    def load(self, folder: Path, threads: int | None = None) -> Executable:
+        right = super().load(folder, threads)
+
+        def run(feeds: Feeds) -> dict[str, np.ndarray]:
+            found: Mapping[str, np.ndarray] = right(feeds)
+            return {name: values * np.float32(1.01) for name, values in found.items()}
+
+        return run
+
+
+class Endless(Faithful):
+    """Never comes to the end of a build."""
+
+    name: ClassVar[str] = "endless"
+
+    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
+        (folder / "half.o").touch()
+        print("building", file=sys.stderr, flush=True)
+        time.sleep(60)
+        raise AssertionError("the test should have ended this")
+
+
+class Faulty(Faithful):
+    """Has a bug."""
+
+    name: ClassVar[str] = "faulty"
+
+    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
+        raise IndexError("list index out of range")
+
+
+BACKENDS = {
+    name: f"tests.tools.fake_backends:{name.capitalize()}"
+    for name in ("faithful", "wrong", "endless", "faulty")
+}

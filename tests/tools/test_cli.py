@@ -1,0 +1,463 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.small_models import normal, open_batch, small_model, two_layers
+from tests.tools.conftest import Cli, Ended, write_target
+from tilewright import artifact
+from tilewright.graph import Graph
+from tilewright.tools import compile_model
+
+
+def assert_refused(ended: Ended, *parts: str) -> None:
+    """Exit 2, one message that holds these parts, no traceback, nothing on stdout."""
+    assert ended.code == 2, ended
+    assert ended.out == ""
+    message = ended.err.partition("tilewright: ")[2] or ended.err
+    for part in parts:
+        assert part in message
+    assert "Traceback" not in ended.err
+
+
+def left_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# ---- what works ----
+
+
+def test_compile_writes_an_artifact_and_prints_what_it_brought(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    ended = run("compile", model, "--target", target)
+    assert ended.code == 0, ended.err
+    assert "latency, median" in ended.out
+    assert "Outputs agree with model.onnx and the original under onnxruntime" in ended.out
+    assert left_in(tmp_path / "model.faithful.tw") == {
+        "manifest.json",
+        "model.onnx",
+        "plan.json",
+        "report.html",
+        "trace.json",
+        "weights.bin",
+    }
+    assert left_in(tmp_path) == {"model.onnx", "faithful.toml", "model.faithful.tw"}
+
+
+def test_json_is_one_object_with_the_keys_that_others_rely_on(
+    run: Cli, model: Path, target: str
+) -> None:
+    found = run("compile", model, "--target", target, "--sparsity", "0.5", "--json").json()
+    assert found["artifact"] == "model.faithful.tw"
+    assert set(found["seconds"]) >= {"read", "passes", "build", "verify"}
+    assert found["pipeline"] == "prune-tiles{sparsity=0.5}"
+    assert found["parameters"]["dense"] == 208
+    assert set(found) >= {
+        *("model_sha256", "tilewright", "target", "plan", "sparsity", "bytes", "layers"),
+        *("islands", "notes", "verified", "latency"),
+    }
+    assert set(found["verified"]) >= {"max_abs_error", "max_rel_error", "samples"}
+    assert set(found["latency"]) >= {"min_ms", "median_ms", "device"}
+
+
+def test_the_same_inputs_give_the_same_bytes(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "c.npz", x=normal(16, 8))
+    spec = "prune-tiles{ends=true,smallest=1}"
+    for name in ("a.tw", "b.tw"):
+        ended = run(
+            *("compile", model, "--target", target, "--pipeline", spec, "--sparsity", "0.5"),
+            *("--calibration", "c.npz", "-o", name),
+        )
+        assert ended.code == 0, ended.err
+    for file in ("model.onnx", "plan.json", "weights.bin"):
+        a, b = (tmp_path / name / file for name in ("a.tw", "b.tw"))
+        assert a.read_bytes() == b.read_bytes()
+    assert '"sparsity": 0.5' in (tmp_path / "a.tw" / "plan.json").read_text()
+
+
+def test_a_plan_that_was_written_is_replayed_bit_for_bit(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "c.npz", x=normal(16, 8))
+    shared = ("compile", model, "--target", target, "--calibration", "c.npz")
+    spec = "prune-tiles{sparsity=0.5,ends=true,smallest=1}"
+    assert run(*shared, "--pipeline", spec, "-o", "a.tw").code == 0
+    assert run(*shared, "--plan", "a.tw/plan.json", "-o", "b.tw").code == 0
+    for file in ("model.onnx", "plan.json"):
+        assert (tmp_path / "a.tw" / file).read_bytes() == (
+            tmp_path / "b.tw" / file
+        ).read_bytes()
+
+
+def test_without_sparsity_nothing_is_pruned(run: Cli, model: Path, target: str) -> None:
+    assert run("compile", model, "--target", target, "--json").json()["pipeline"] == ""
+    zero = run("compile", model, "--target", target, "--sparsity", "0", "--json")
+    assert zero.json()["pipeline"] == ""
+
+
+def test_run_verify_and_bench_take_the_artifact(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    assert run("compile", model, "--target", target).code == 0
+    np.savez(tmp_path / "d.npz", x=normal(3, 8))
+    ended = run("run", "model.faithful.tw", "--data", "d.npz", "-o", "out.npz", "--json")
+    assert ended.json()["outputs"] == {"y": {"shape": [3, 4], "dtype": "float32"}}
+    assert np.load(tmp_path / "out.npz")["y"].shape == (3, 4)
+    ended = run("verify", "model.faithful.tw", model, "--data", "d.npz", "--json")
+    assert (ended.code, ended.json()["agree"]) == (0, True)
+
+
+def test_verify_exits_1_where_two_models_disagree(
+    run: Cli, model: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "d.npz", x=normal(3, 8))
+    text = "g (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }"
+    onnx.save(small_model(text, w=normal(8, 4)), tmp_path / "other.onnx")
+    ended = run("verify", model, "other.onnx", "--data", "d.npz", "--json")
+    assert (ended.code, ended.json()["agree"]) == (1, False)
+    assert "disagree: largest error" in ended.err
+
+
+def test_an_artifact_with_wrong_answers_is_not_written(
+    run: Cli, model: Path, tmp_path: Path
+) -> None:
+    before = left_in(tmp_path) | {"wrong.toml"}
+    ended = run("compile", model, "--target", write_target(tmp_path, "wrong"))
+    assert ended.code == 1
+    assert "disagrees with model.onnx under onnxruntime" in ended.err
+    assert left_in(tmp_path) == before
+
+
+def test_passes_and_targets_are_listed(run: Cli) -> None:
+    targets = run("targets", "--json").json()["targets"]
+    assert "cpu" in [target["name"] for target in targets]
+    assert 'backend = "cpu"' in run("targets", "cpu").out
+    assert run("targets", "cpu", "--json").json()["name"] == "cpu"
+    assert run("zoo", "list", "--json").json()["models"]
+
+
+def test_version_and_help_need_nothing_else(run: Cli) -> None:
+    assert run("--version").out.startswith("tilewright, version 0.")
+    assert "compile" in run("--help").out
+
+
+# ---- what is refused ----
+
+
+def compile_file(run: Cli, target: str, path: Path, *more: object) -> Ended:
+    return run("compile", path, "--target", target, "-o", "out.tw", *more)
+
+
+def no_onnx(folder: Path) -> Path:
+    (folder / "m.onnx").write_text("hello")
+    return folder / "m.onnx"
+
+
+def truncated(folder: Path) -> Path:
+    path = two_layers(folder / "m.onnx")
+    os.truncate(path, path.stat().st_size // 2)
+    return path
+
+
+def with_external(folder: Path, location: str) -> Path:
+    text = "g (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }"
+    model = small_model(text)
+    tensor = onnx.TensorProto(
+        name="w", data_type=1, dims=(8, 4), data_location=onnx.TensorProto.EXTERNAL
+    )
+    tensor.external_data.add(key="location", value=location)
+    model.graph.initializer.append(tensor)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    return folder / "m.onnx"
+
+
+def external_missing(folder: Path) -> Path:
+    return with_external(folder, "w.bin")
+
+
+def external_short(folder: Path) -> Path:
+    (folder / "w.bin").write_bytes(bytes(7))
+    return with_external(folder, "w.bin")
+
+
+def external_absolute(folder: Path) -> Path:
+    return with_external(folder, "/etc/hostname")
+
+
+def external_above(folder: Path) -> Path:
+    return with_external(folder, "../w.bin")
+
+
+def external_link(folder: Path) -> Path:
+    (folder / "w.bin").symlink_to("/etc/hostname")
+    return with_external(folder, "w.bin")
+
+
+def with_nan(folder: Path) -> Path:
+    weight = normal(8, 4)
+    weight[0, 0] = np.nan
+    text = "g (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }"
+    onnx.save(small_model(text, w=weight), folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def with_inf(folder: Path) -> Path:
+    weight = normal(8, 4)
+    weight[0] = np.inf
+    text = "g (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }"
+    onnx.save(small_model(text, w=weight), folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def unbound(folder: Path) -> Path:
+    return open_batch(folder / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("write", "part"),
+    [
+        (lambda folder: folder / "none.onnx", "does not exist"),
+        (no_onnx, "is not an ONNX file"),
+        (truncated, "damaged or cut short"),
+        (
+            external_missing,
+            'the weight "w" is said to be in "w.bin", but there is no such file',
+        ),
+        (external_short, 'the weight "w" needs 128 bytes at 0 of "w.bin", which has only 7'),
+        (external_absolute, 'in "/etc/hostname", which is not a path relative'),
+        (external_above, 'in "../w.bin", which leads out of the model\'s folder'),
+        (external_link, 'in "w.bin", which is a link to a file outside'),
+        (with_nan, 'the weight "w" holds 1 NaN and 0 Inf'),
+        (with_inf, 'the weight "w" holds 0 NaN and 4 Inf'),
+        (unbound, "--dim batch=N"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_one_message(
+    run: Cli, target: str, tmp_path: Path, write: Callable[[Path], Path], part: str
+) -> None:
+    path = write(tmp_path)
+    before = left_in(tmp_path)
+    assert_refused(compile_file(run, target, path), part)
+    assert left_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--target", "cpuu"), 'no target "cpuu". Did you mean "cpu"?'),
+        (("--target", "none.toml"), 'Target "none.toml" cannot be read'),
+        (("--sparsity", "1"), "--sparsity 1.0: it is the share of weights to remove"),
+        (("--sparsity", "-0.1"), "--sparsity -0.1: it is the share"),
+        (("--sparsity", "nan"), "--sparsity nan: it is the share"),
+        (("--sparsity", "much"), "--sparsity"),
+        (("--precision", "int8"), "has no kernels for it. It has fp32"),
+        (("--pipeline", "prune-tile"), 'no pass "prune-tile". Did you mean "prune-tiles"?'),
+        (("--pipeline", "prune-tiles{sparsty=0.5}"), 'Did you mean "sparsity"?'),
+        (("--pipeline", "prune-tiles{"), "cannot be read"),
+        (("--pipeline", "prune-tiles{sparsity=2}"), "sparsity is 2.0"),
+        (("--pipeline", "fold-constants", "--sparsity", "0.5"), "would have no effect"),
+        (("--pipeline", "fold-constants", "--plan", "p.json"), "would have no effect"),
+        (("--plan", "none.json"), 'Plan "none.json" cannot be read'),
+        (("--dim", "x"), "--dim x: write NAME=N"),
+        (("--dim", "x=one"), "--dim x=one: write NAME=N"),
+        (("--dim", "batch=1"), "no such open dimension"),
+        (("--threads", "0"), "--threads"),
+        (("--calibration", "none.npz"), 'Calibration data "none.npz" does not exist'),
+        (("--outputt", "x"), "--outputt"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_one_message(
+    run: Cli, model: Path, target: str, tmp_path: Path, options: tuple[str, ...], part: str
+) -> None:
+    (tmp_path / "p.json").write_text('{"levels": {}}')
+    before = left_in(tmp_path)
+    chosen = () if "--target" in options else ("--target", target)
+    assert_refused(run("compile", model, *chosen, *options), part)
+    assert left_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arrays", "part"),
+    [
+        ({"z": normal(3, 8)}, 'no array for input "x"'),
+        ({"x": normal(3, 8), "z": normal(3, 8)}, 'holds "z", which the model does not read'),
+        ({"x": normal(3, 9)}, "has shape (3, 9)"),
+        ({"x": normal(3, 8).astype(np.int32)}, "is int32, but the model reads float32"),
+        ({"x": normal(0, 8)}, "holds no samples"),
+        ({}, "holds no arrays"),
+        ({"x": np.array([None])}, "cannot be read"),
+    ],
+)
+def test_calibration_data_that_does_not_fit_is_one_message(
+    run: Cli,
+    model: Path,
+    target: str,
+    tmp_path: Path,
+    arrays: dict[str, np.ndarray],
+    part: str,
+) -> None:
+    np.savez(tmp_path / "c.npz", **arrays)  # type: ignore[arg-type]
+    before = left_in(tmp_path)
+    ended = compile_file(run, target, model, "--calibration", "c.npz")
+    assert_refused(ended, part)
+    assert left_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_place_that_cannot_be_written_to_is_one_message(
+    run: Cli,
+    model: Path,
+    target: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+) -> None:
+    # The system lets root write anywhere, so the refusal is made up.
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    assert_refused(compile_file(run, target, model), "cannot be written")
+
+
+def test_output_over_other_files_or_nowhere_is_refused(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    assert_refused(run("compile", model, "--target", target, "-o", "mine"), "did not write")
+    assert_refused(run("compile", model, "--target", target, "-o", "no/a.tw"), "does not exist")
+    assert left_in(tmp_path / "mine") == {"thesis.txt"}
+
+
+def test_a_disk_that_fills_up_leaves_nothing(
+    run: Cli, model: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Graph, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = left_in(tmp_path)
+    monkeypatch.setattr(Graph, "save", full)
+    assert_refused(
+        compile_file(run, target, model), "there is no space left", "Nothing was left"
+    )
+    assert left_in(tmp_path) == before
+
+
+def test_a_tampered_artifact_is_not_run(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    assert compile_file(run, target, model).code == 0
+    np.savez(tmp_path / "d.npz", x=normal(1, 8))
+    with (tmp_path / "out.tw" / "weights.bin").open("r+b") as stream:
+        stream.write(b"\xff")
+    for command in (
+        ("run", "out.tw", "--data", "d.npz"),
+        ("verify", "out.tw", model, "--data", "d.npz"),
+        ("bench", "out.tw"),
+        ("eval", "out.tw", "--task", "ocr-exact"),
+    ):
+        assert_refused(run(*command), 'the file "weights.bin" was changed: its sha256 is')
+
+
+def test_other_commands_refuse_what_does_not_exist(run: Cli, model: Path, target: str) -> None:
+    assert_refused(run("eval", model, "--task", "ocr"), 'no task "ocr"')
+    assert_refused(run("zoo", "get", "minilmm"), "minilm")
+    assert_refused(run("compile", "zoo:minilmm", "--target", target), "minilm")
+    assert_refused(run("bench", "none.tw"), "does not exist")
+    assert_refused(run("bench", "none.tw", "--against", "openvin"), 'no engine "openvin"')
+    assert_refused(run("run", "none.onnx", "--data", "none.npz"), "does not exist")
+    assert_refused(run("targets", "cpux"), 'no target "cpux"')
+    assert_refused(run("reproduce", "none"), "cannot be rerun")
+    assert_refused(run("compilee"), "compilee")
+
+
+def test_a_fault_of_our_own_is_one_message_too_unless_debugging(
+    run: Cli, model: Path, tmp_path: Path
+) -> None:
+    target = write_target(tmp_path, "faulty")
+    ended = compile_file(run, target, model)
+    assert_refused(ended, "a fault in tilewright itself: IndexError", "--debug")
+    with pytest.raises(IndexError):
+        compile_file(run, target, model, "--debug")
+    assert not (tmp_path / "out.tw").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_compile_leaves_the_old_artifact_and_nothing_else(
+    run: Cli, model: Path, target: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    assert compile_file(run, target, model).code == 0
+    endless = write_target(tmp_path, "endless")
+    before = left_in(tmp_path)
+    program = (
+        "import sys, tilewright.targets as t; from tests.tools.fake_backends import BACKENDS; "
+        "t.BACKENDS = BACKENDS; from tilewright.tools.cli import main; main(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "compile", model, "--target", endless, "-o", "out.tw"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    while process.stderr.readline() != "building\n":
+        assert process.poll() is None
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (2, "tilewright: interrupted: nothing was written.\n")
+    assert left_in(tmp_path) == before
+    assert artifact.read(tmp_path / "out.tw")["target"] == "test"
+
+
+def test_reproduce_reruns_what_failed(
+    run: Cli, model: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tilewright.passes.prune.tiles import PruneTiles
+
+    np.savez(tmp_path / "c.npz", x=normal(16, 8))
+    with monkeypatch.context() as broken:
+        broken.setattr(PruneTiles, "__call__", lambda *_: 1 / 0)
+        ended = compile_file(run, target, model, "--sparsity", "0.5", "--calibration", "c.npz")
+        assert_refused(
+            ended,
+            "ZeroDivisionError",
+            "Rerun: tilewright reproduce tilewright-repro/0001-prune",
+        )
+        again = run("reproduce", "tilewright-repro/0001-prune-tiles")
+        assert_refused(again, "ZeroDivisionError")
+    mended = run("reproduce", "tilewright-repro/0001-prune-tiles", "--json")
+    assert mended.json()["pipeline"] == "prune-tiles{sparsity=0.5}"
+
+
+def test_errors_are_told_in_json_mode_on_stderr_alone(run: Cli, target: str) -> None:
+    assert_refused(run("compile", "none.onnx", "--target", target, "--json"), "does not exist")
+
+
+def test_what_libraries_print_does_not_reach_stdout(
+    run: Cli, model: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy(*arguments: object) -> dict[str, object]:
+        print("from Python")
+        os.write(1, b"from C\n")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    real = compile_model._figures
+    monkeypatch.setattr(compile_model, "_figures", noisy)
+    ended = run("compile", model, "--target", target, "--json")
+    assert json.loads(ended.out)["target"] == "test"
+    assert "from Python" in ended.err
+    assert "from C" in ended.err

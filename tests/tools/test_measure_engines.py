@@ -1,0 +1,61 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.small_models import normal, two_layers
+from tilewright.errors import UnusableInput
+from tilewright.measurement import Samples
+from tilewright.tools.measure_engines import Contest, measure_engines
+from tilewright.tools.time_engine import time_round
+
+
+def test_each_engine_runs_in_a_process_of_its_own_and_they_take_turns(tmp_path: Path) -> None:
+    model = two_layers(tmp_path / "m.onnx")
+    said: list[str] = []
+    contest = measure_engines(
+        {"tilewright": model, "onnxruntime": model},
+        {"x": normal(1, 8)},
+        threads=1,
+        rounds=2,
+        round_seconds=0.01,
+        report=said.append,
+    )
+    found = contest.as_json()
+    assert [row["engine"] for row in found["rows"]] == ["tilewright", "onnxruntime"]
+    assert set(found["rows"][0]) >= {"min_ms", "median_ms", "threads", "spread"}
+    assert list(found["ratio"]) == ["onnxruntime"]
+    assert len(contest.rounds["tilewright"]) == 2
+    assert said[-1] == "timing tilewright, onnxruntime: round 2 of 2"
+
+
+def test_an_engine_that_cannot_load_the_model_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("hello")
+    with pytest.raises(UnusableInput, match="cannot be loaded by onnxruntime"):
+        measure_engines({"onnxruntime": tmp_path / "m.onnx"}, {"x": normal(1, 8)}, threads=1)
+
+
+def test_an_engine_that_cannot_run_the_inputs_is_one_message(tmp_path: Path) -> None:
+    model = two_layers(tmp_path / "m.onnx")
+    with pytest.raises(UnusableInput, match="cannot run these inputs"):
+        measure_engines({"onnxruntime": model}, {"x": normal(1, 9)}, threads=1)
+
+
+def test_an_engine_that_dies_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(UnusableInput, match='"onnxruntime" ended with exit code 1'):
+        measure_engines({"onnxruntime": tmp_path}, {}, threads=1)
+
+
+def test_a_round_lasts_as_long_as_asked_and_has_a_few_calls_at_least() -> None:
+    ticks = iter(range(0, 10_000, 100))
+    assert len(time_round(lambda: None, 1e-6, lambda: next(ticks)).samples_ns) == 10
+    ticks = iter(range(0, 10_000, 100))
+    assert len(time_round(lambda: None, 0, lambda: next(ticks)).samples_ns) == 2
+
+
+def test_the_ratio_is_theirs_over_ours() -> None:
+    rounds = {"tilewright": [Samples((2_000_000,))], "onnxruntime": [Samples((3_000_000,))]}
+    assert Contest(rounds, 2).as_json()["ratio"] == {"onnxruntime": 1.5}

@@ -1,0 +1,29 @@
+from typing import Any
+
+from tilewright.tools.write_report import summary_rows
+
+MANIFEST: dict[str, Any] = {
+    "bytes": {"dense": 4_000_000, "stored": 1_600_000},
+    "parameters": {"dense": 1_000_000, "stored": 400_000, "active": 400_000},
+    "latency": {
+        "median_ms": 5.0,
+        "threads": 2,
+        "ratio": 1.6,
+        "dense": {"engine": "onnxruntime", "median_ms": 8.0},
+    },
+    "accuracy": [{"task": "t", "metric": "exact", "n": 9, "dense": 0.9, "value": 0.85}],
+}
+
+
+def test_the_summary_sets_dense_beside_compiled() -> None:
+    assert summary_rows(MANIFEST) == [
+        ("latency, median (2 threads)", "8.00 ms (onnxruntime)", "5.00 ms", "1.60x as fast"),
+        ("weights on disk", "4.00 MB", "1.60 MB", "0.40x"),
+        ("weights that are not zero", "1,000,000", "400,000", "0.40x"),
+        ("t, exact (n=9)", "0.9", "0.85", "-0.05"),
+    ]
+
+
+def test_without_a_measured_latency_there_is_no_row_for_it() -> None:
+    unmeasured = {key: value for key, value in MANIFEST.items() if key != "latency"}
+    assert summary_rows(unmeasured)[0][0] == "weights on disk"
