@@ -19,7 +19,15 @@ from tilewright.targets.link import link_shared
 from tilewright.targets.lower.anchors import ANCHORS
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.patterns import recognize_layer_norms
-from tilewright.targets.lower.program import ALIGNMENT, Island, Program, place_constants, plan_arena
+from tilewright.targets.lower.program import (
+    ALIGNMENT,
+    Call,
+    Island,
+    Program,
+    place_constants,
+    plan_arena,
+)
+from tilewright.targets.lower.tiles import compressed
 from tilewright.targets.lower.window import Buffer, Window
 
 LIBRARY, WEIGHTS, INDICES, REST, PROGRAM = (
@@ -30,7 +38,7 @@ LIBRARY, WEIGHTS, INDICES, REST, PROGRAM = (
     "program.json",
 )
 # What each instruction set needs of the CPU, as /proc/cpuinfo spells it; best first.
-_FLAGS = {
+INSTRUCTION_SETS = {
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
     "avx2": {"avx2", "fma", "bmi2"},
 }
@@ -54,7 +62,9 @@ class CpuBackend:
             whole = recognize_layer_norms(graph)
             program = Lowering(whole, target, isa, ANCHORS).run(report)
         except NotLowered as error:
-            raise CannotLower(f"Target {target.name} cannot run this model: {error}.") from error
+            raise CannotLower(
+                f"Target {target.name} cannot run this model: {error}."
+            ) from error
         arena, arena_bytes = plan_arena(program)
         offsets: dict[Buffer, int] = {
             buffer: at // np.dtype(buffer.dtype).itemsize for buffer, at in arena.items()
@@ -62,14 +72,16 @@ class CpuBackend:
         stored = _write_constants(program, folder, offsets, arena_bytes)
         names = tuple(sorted({buffer.dtype for buffer in offsets}))
         report("compiling kernels")
-        module = relax_module(program, Bases(offsets, names), isa)
-        compile_library(module, isa, folder / LIBRARY, link_shared)
+        if any(isinstance(step, Call) for step in program.steps):
+            module = relax_module(program, Bases(offsets, names), isa)
+            compile_library(module, isa, folder / LIBRARY, link_shared)
+            stored += (folder / LIBRARY).stat().st_size
         _write_islands(graph, program, folder)
         _write_program(program, folder, names, offsets, arena_bytes, target)
         return Build(
             layers=tuple(program.layers),
             islands=tuple(program.islands),
-            stored_bytes=stored + (folder / LIBRARY).stat().st_size,
+            stored_bytes=stored,
             details={
                 "isa": isa.name,
                 "calls": str(len(program.steps)),
@@ -87,12 +99,12 @@ def isa_of(target: Target) -> Isa:
     wanted = str(target.settings.get("isa", "host"))
     tables: dict[str, dict[str, Any]] = target.settings["isas"]
     if wanted == "host":
-        has = _cpu_flags()
-        wanted = next((name for name, needs in _FLAGS.items() if needs <= has), "")
+        has = cpu_flags()
+        wanted = next((name for name, needs in INSTRUCTION_SETS.items() if needs <= has), "")
         if not wanted:
             raise UnusableInput(
                 f"Target {target.name} needs an x86-64 CPU with AVX2 and FMA; this one has "
-                f"neither set of {sorted(_FLAGS)}. Compile for another target."
+                f"neither set of {sorted(INSTRUCTION_SETS)}. Compile for another target."
             )
     if wanted not in tables:
         raise UnusableInput(
@@ -103,7 +115,8 @@ def isa_of(target: Target) -> Isa:
     return Isa(wanted, table["mcpu"], table["lanes_fp32"], table["registers"])
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """Return what this CPU can do, as /proc/cpuinfo spells it; nothing where there is none."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -128,9 +141,8 @@ def _write_constants(
     stored += count * 4
     places, count = place_constants(program, "indices")
     offsets.update(places)
-    # Lists of offsets rise in small steps: as differences they pack to a fraction.
     flat = np.concatenate([np.zeros(0, np.int32), *_in_place(program, places, count)])
-    packed = zlib.compress(np.diff(flat, prepend=np.int32(0)).tobytes(), 6)
+    packed = compressed(flat)
     (folder / INDICES).write_bytes(packed)
     stored += len(packed)
     with (folder / REST).open("wb") as out:
@@ -144,9 +156,7 @@ def _write_constants(
     return stored
 
 
-def _in_place(
-    program: Program, places: dict[Buffer, int], count: int
-) -> Iterator[np.ndarray]:
+def _in_place(program: Program, places: dict[Buffer, int], count: int) -> Iterator[np.ndarray]:
     """Yield constants and the gaps between them, in order."""
     at = 0
     for buffer, place in places.items():
@@ -258,8 +268,11 @@ class _Program:
         tvm.get_global_func("runtime.config_threadpool")(1, wanted)
         self._bases = _base_arrays(folder, content)
         self._arguments = [tvm.runtime.from_dlpack(a) for a in self._bases.values()]
-        library = tvm.runtime.load_module(str(folder / LIBRARY))
-        machine = relax.VirtualMachine(library, tvm.cpu())
+        machine: Any = None
+        # A model of islands only, or whose outputs are its inputs, has no kernels.
+        if any("function" in part for part in content["parts"]):
+            library = tvm.runtime.load_module(str(folder / LIBRARY))
+            machine = relax.VirtualMachine(library, tvm.cpu())
         self._inputs = {k: self._view(w) for k, w in content["inputs"].items()}
         self._outputs = {k: self._view(w) for k, w in content["outputs"].items()}
         self._parts: list[Callable[[], None]] = []
@@ -271,6 +284,11 @@ class _Program:
 
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run one inference. Raises UnusableInput where feeds do not fit the model."""
+        if unknown := set(feeds) - set(self._inputs):
+            raise UnusableInput(
+                f"There is no input {sorted(unknown)}; "
+                f"this artifact takes {sorted(self._inputs)}."
+            )
         for name, view in self._inputs.items():
             value = np.asarray(feeds[name]) if name in feeds else None
             if value is None or value.shape != view.shape or value.dtype != view.dtype:
@@ -311,9 +329,7 @@ class _Program:
     def _view(self, window: dict[str, Any]) -> np.ndarray:
         base = self._bases[window["base"]]
         strides = [s * base.itemsize for s in window["strides"]]
-        return np.lib.stride_tricks.as_strided(
-            base[window["at"] :], window["shape"], strides
-        )
+        return np.lib.stride_tricks.as_strided(base[window["at"] :], window["shape"], strides)
 
 
 def _read_program(folder: Path) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from tilewright.errors import UnusableInput
 def link_shared(
     output: str, objects: str | Sequence[str], options: Sequence[str] | None = None
 ) -> None:
-    """Link `objects` into the shared library `output`. Raises UnusableInput without a linker."""
+    """Link `objects` into a shared library. Raises UnusableInput without a linker."""
     files = [objects] if isinstance(objects, str) else list(objects)
     command = [*_linker(), "-shared", "-fPIC", "-o", output, *files, *(options or [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UnusableInput(
-            f"Linking {output} failed: `{' '.join(command)}` said: {done.stderr.strip()[-800:]}. "
+            f"Linking {output} failed: `{' '.join(command)}` said: "
+            f"{done.stderr.strip()[-800:]}. "
             "Check the free space, and that the compiler can link a shared library."
         )
 

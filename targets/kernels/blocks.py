@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tvm import tirx
 
@@ -81,7 +82,7 @@ def cut(height: int, width: int, lanes: int, most: int) -> tuple[Nest, ...]:
         if not count:
             continue
         part = starts[first : first + count * each]
-        regular = all(b - a == lanes for a, b in zip(part, part[1:], strict=False))
+        regular = all(b - a == lanes for a, b in pairwise(part))
         head = count if regular else count - 1
         if head:
             places = tuple((0, s - part[0]) for s in part[:each])

@@ -5,6 +5,7 @@ are stored, so bias, activation and residual cost no pass over memory. GELU, SiL
 need no rule of their own: their ONNX nodes simply become steps of a chain.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,15 @@ _ERF_EVEN = (
     -7.37332916720468e-03,
     -1.42647390514189e-02,
 )
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_EXP = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    0.5,
+)
+_VANISHES = -86.9  # ln 2^-125.4: below, 2^(n - 1) would be a denormal
 _TANH_ODD = (
     -2.76076847742355e-16,
     2.00018790482477e-13,
@@ -69,7 +78,7 @@ class Source:
 
     kind: str
     index: int = 0
-    value: float = 0.0
+    value: float | int = 0.0
     dtype: str = "float32"
 
 
@@ -118,7 +127,7 @@ def run_chain(
     return [value(source) for source in chain.outputs]
 
 
-def number(value: float, dtype: str, width: int) -> Expr:
+def number(value: float | int, dtype: str, width: int) -> Expr:
     """Return a constant in every lane."""
     literal = tirx.const(int(value) if "float" not in dtype else float(value), dtype)
     return literal if width == 1 else tirx.Broadcast(literal, width)
@@ -158,16 +167,18 @@ class Math:
     def exp(self, x: Expr) -> Expr:
         """e^x: 2^n times a polynomial on the remainder; 1 unit in the last place or so.
 
-        Below e^-87 the result is 0, not a denormal: those stop a core for 100 cycles each, and
-        masked softmax makes thousands of them.
+        Below e^-86.9 the result is 0, not a denormal: those stop a core for 100 cycles each,
+        and masked softmax makes thousands of them.
         """
-        vanishes = self.keep(x < self.f(-87.0))
-        x = self.clamp(x, -87.0, 88.0)
+        vanishes = self.keep(x < self.f(_VANISHES))
+        x = self.clamp(x, _VANISHES, 89.0)
         whole = self.keep(self.llvm("roundeven", x * self.f(math.log2(math.e))))
         rest = self.keep(x - whole * self.f(0.693359375) - whole * self.f(-2.12194440e-4))
-        series = self.polynomial(rest, _EXP)
-        mantissa = self.keep(series * rest * rest + rest + self.f(1.0))
-        exponent = tirx.Cast(self.typed("int32"), whole) + number(127, "int32", self.width)
+        # Twice the series times 2^(n - 1): 2^128 has no float32, results up to 2^128 have.
+        series = self.polynomial(rest, tuple(2.0 * c for c in _EXP))
+        double = self.keep(rest * self.f(2.0) + self.f(2.0))
+        mantissa = self.keep(series * rest * rest + double)
+        exponent = tirx.Cast(self.typed("int32"), whole) + number(126, "int32", self.width)
         scale = tirx.shift_left(exponent, number(23, "int32", self.width))
         power = self.keep(mantissa * tirx.reinterpret(self.typed("float32"), scale))
         return self.keep(tirx.Select(vanishes, self.f(0.0), power))
@@ -179,9 +190,7 @@ class Math:
         low = tirx.bitwise_and(bits, number(0x007FFFFF, "int32", self.width))
         m = self.keep(tirx.reinterpret(self.typed("float32"), tirx.bitwise_or(low, half)))
         raw = tirx.shift_right(bits, number(23, "int32", self.width))
-        e = self.keep(
-            tirx.Cast(self.typed("float32"), raw - number(126, "int32", self.width))
-        )
+        e = self.keep(tirx.Cast(self.typed("float32"), raw - number(126, "int32", self.width)))
         small = self.keep(m < self.f(math.sqrt(0.5)))
         e = self.keep(e - tirx.Select(small, self.f(1.0), self.f(0.0)))
         m = self.keep(tirx.Select(small, m + m, m) - self.f(1.0))
@@ -197,7 +206,8 @@ class Math:
 
     def tanh(self, x: Expr) -> Expr:
         """Hyperbolic tangent (a rational minimax, as in Eigen)."""
-        x = self.clamp(x, -7.90531110763549805, 7.90531110763549805)
+        # Here the quotient is 1 to the last bit: GELU multiplies 1 + tanh(x) by any large -x.
+        x = self.clamp(x, -8.078094482421875, 8.078094482421875)
         square = self.keep(x * x)
         return x * self.polynomial(square, _TANH_ODD) / self.polynomial(square, _TANH_EVEN)
 
@@ -236,8 +246,9 @@ def _hard_swish(m: Math, x: Expr) -> Expr:
 
 def _gelu(m: Math, x: Expr) -> Expr:
     if m.attrs.get("approximate") == "tanh":
-        inner = x * m.f(math.sqrt(2 / math.pi)) * (m.f(1.0) + m.f(0.044715) * x * x)
-        return x * m.f(0.5) * (m.f(1.0) + m.tanh(inner))
+        # (1 + tanh(u)) / 2 = sigmoid(2 u), which goes to 0 without cancelling.
+        twice = x * m.f(2 * math.sqrt(2 / math.pi)) * (m.f(1.0) + m.f(0.044715) * x * x)
+        return x * m.sigmoid(twice)
     return x * m.f(0.5) * (m.f(1.0) + m.erf(x * m.f(math.sqrt(0.5))))
 
 
@@ -252,7 +263,7 @@ def _elu(m: Math, x: Expr) -> Expr:
 
 def _softplus(m: Math, x: Expr) -> Expr:
     # log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), which cannot overflow.
-    tail = m.log(m.f(1.0) + m.exp(m.f(0.0) - m.llvm("fabs", x)))
+    tail = m.log(m.keep(m.f(1.0) + m.exp(m.keep(m.f(0.0) - m.llvm("fabs", x)))))
     return tirx.max(x, m.f(0.0)) + tail
 
 
@@ -268,7 +279,21 @@ def _pow(m: Math, x: Expr, _: Expr) -> Expr:
 
 
 def _cast(m: Math, x: Expr) -> Expr:
-    return tirx.Cast(m.typed(str(m.attrs["to"])), x)
+    to = str(m.attrs["to"])
+    if _is_bool(x) and to != "bool":
+        return tirx.Select(x, number(1, to, m.width), number(0, to, m.width))
+    return tirx.Cast(m.typed(to), x)
+
+
+def _countable(m: Math, x: Expr) -> Expr:
+    # LLVM compares vectors of bool as if they were floats, and refuses; casts of them TVM does.
+    if not _is_bool(x):
+        return x
+    return tirx.Select(x, number(1, "int32", m.width), number(0, "int32", m.width))
+
+
+def _is_bool(x: Expr) -> bool:
+    return str(x.ty).startswith("bool")
 
 
 OPERATORS: dict[str, Callable[..., Expr]] = {
@@ -277,8 +302,8 @@ OPERATORS: dict[str, Callable[..., Expr]] = {
     "Sub": lambda m, a, b: a - b,
     "Mul": lambda m, a, b: a * b,
     "Div": lambda m, a, b: a / b,
-    "Min": lambda m, a, b: tirx.min(a, b),
-    "Max": lambda m, a, b: tirx.max(a, b),
+    "Min": lambda m, *values: functools.reduce(tirx.min, values),
+    "Max": lambda m, *values: functools.reduce(tirx.max, values),
     "Pow": _pow,
     "Neg": lambda m, x: m.f(0.0) - x,
     "Abs": lambda m, x: m.llvm("fabs", x),
@@ -301,7 +326,11 @@ OPERATORS: dict[str, Callable[..., Expr]] = {
     "HardSwish": _hard_swish,
     "Gelu": _gelu,
     "Where": lambda m, c, a, b: tirx.Select(c, a, b),
-    "Equal": lambda m, a, b: tirx.EQ(a, b),
+    "Equal": lambda m, a, b: tirx.EQ(_countable(m, a), _countable(m, b)),
+    "Xor": lambda m, a, b: tirx.NE(_countable(m, a), _countable(m, b)),
+    "And": lambda m, a, b: tirx.And(a, b),
+    "Or": lambda m, a, b: tirx.Or(a, b),
+    "Not": lambda m, x: tirx.Not(x),
     "Greater": lambda m, a, b: a > b,
     "Less": lambda m, a, b: a < b,
     "GreaterOrEqual": lambda m, a, b: a >= b,

@@ -1,4 +1,4 @@
-"""Elementwise kernels: a chain over tensors of one shape, in any layouts; copies are the same."""
+"""Elementwise kernels: a chain over tensors of one shape, in any layouts; copies, too."""
 
 import math
 from dataclasses import dataclass

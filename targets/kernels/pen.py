@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
 Expr = Any  # a tirx.PrimExpr: TVM ships no types
 
@@ -41,15 +41,15 @@ class Isa:
 class Pen:
     """What a kernel writes with while its PrimFunc is open."""
 
-    def __init__(self, isa: Isa, bases: dict[str, Expr], offsets: Sequence[Expr]) -> None:
+    def __init__(self, isa: Isa, bases: Sequence[Expr], offsets: Sequence[Expr]) -> None:
+        """Write to arguments that lie in `bases`, one an argument, from `offsets` on."""
         self.isa = isa
         self._bases = bases
         self._args = offsets
-        self._kinds: tuple[str, ...] = ()
 
     def load(self, arg: int, index: Expr, width: int = 1, stride: int = 1) -> Expr:
         """Read `width` elements from `index` on, `stride` apart (0: one, in every lane)."""
-        buffer = self._bases[self._kinds[arg]]
+        buffer = self._bases[arg]
         at = self._args[arg] + index
         if width == 1:
             return buffer[at]
@@ -61,7 +61,7 @@ class Pen:
         self, arg: int, index: Expr, value: Expr, width: int = 1, stride: int = 1
     ) -> None:
         """Write a scalar, or `width` elements `stride` apart."""
-        buffer = self._bases[self._kinds[arg]]
+        buffer = self._bases[arg]
         at = self._args[arg] + index
         T.buffer_store(buffer, value, [at if width == 1 else tirx.Ramp(at, stride, width)])
 
@@ -134,20 +134,15 @@ def write_prim_func(
     `kinds` names each argument's base array (its dtype, or "weights"/"indices"); the function
     takes each distinct base once, sorted, then one int32 offset an argument.
     """
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            bases = {}
-            for kind in sorted(set(kinds)):
-                extent = tirx.Var(f"{kind}_elements", "int64")
-                bases[kind] = T.arg(kind, T.buffer((extent,), dtype_of(kind)))
-            offsets = [
-                T.arg(f"at{i}", tirx.Var(f"at{i}", "int32")) for i in range(len(kinds))
-            ]
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
-            pen = Pen(isa, bases, offsets)
-            pen._kinds = kinds
-            body(pen)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        bases = {}
+        for kind in sorted(set(kinds)):
+            extent = tirx.Var(f"{kind}_elements", "int64")
+            bases[kind] = T.arg(kind, T.buffer((extent,), dtype_of(kind)))
+        offsets = [T.arg(f"at{i}", tirx.Var(f"at{i}", "int32")) for i in range(len(kinds))]
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        body(Pen(isa, [bases[kind] for kind in kinds], offsets))
     return builder.get()
 
 

@@ -5,10 +5,11 @@ A plane is copied once into a padded scratch whose rows and columns are sorted b
 border case in the inner loop.
 """
 
+import math
 from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
 from tilewright.targets.kernels.blocks import Nest, Strides, cut
 from tilewright.targets.kernels.elementwise import Chain, number, run_chain
@@ -127,6 +128,7 @@ class PlaneKernel:
     operands: tuple[Strides, ...]
     operand_dtypes: tuple[str, ...]
     outputs: tuple[Strides, ...]
+    output_dtypes: tuple[str, ...]
     counted: bool = False
     multiplier: int = 1
 
@@ -142,15 +144,17 @@ class PlaneKernel:
     def kinds(self) -> tuple[str, ...]:
         """Base arrays of the arguments."""
         fixed = ("float32", "weights")[: self._first]
-        return (*fixed, *self.operand_dtypes, *("float32",) * len(self.outputs))
+        return (*fixed, *self.operand_dtypes, *self.output_dtypes)
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
         s = self.shape
         count = self.images * self.channels
         lanes = pen.isa.width_for(s.out_width)
-        edge = -3.4e38 if self.op == "max" else 0.0
-        work = count * (s.elements + s.out_height * s.out_width * s.kernel[0] * s.kernel[1] // 8)
+        edge = -math.inf if self.op == "max" else 0.0
+        work = count * (
+            s.elements + s.out_height * s.out_width * s.kernel[0] * s.kernel[1] // 8
+        )
         with pen.parallel(count, work >= _PARALLEL_ELEMENTS) as flat:
             b = pen.register(flat // self.channels)
             n = pen.register(flat % self.channels)

@@ -33,12 +33,13 @@ class ProductKernel:
     operands: tuple[tuple[int, ...], ...]
     operand_dtypes: tuple[str, ...]
     outputs: tuple[tuple[int, ...], ...]
+    output_dtypes: tuple[str, ...]
 
     name = "product"
 
     def kinds(self) -> tuple[str, ...]:
         """Base arrays: scalars, vectors, operands, outputs."""
-        return ("float32", "float32", *self.operand_dtypes, *("float32",) * len(self.outputs))
+        return ("float32", "float32", *self.operand_dtypes, *self.output_dtypes)
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
@@ -76,9 +77,7 @@ class ProductKernel:
                 for _, x in nest.places
             ]
 
-        sums = outer_product(
-            pen, self.depth, scalars, vectors, height, len(nest.places), lanes
-        )
+        sums = outer_product(pen, self.depth, scalars, vectors, height, len(nest.places), lanes)
         with each_result(pen, sums, lanes) as (i, j, value):
             place = [*at, r + i, v + nest.place(j)[1]]
 

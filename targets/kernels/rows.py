@@ -1,4 +1,4 @@
-"""Kernels that reduce rows: sums and means, softmax, layer normalization.
+"""Rows of a tensor, walked with vectors: the loops under reductions, softmax, normalization.
 
 Lanes hold either several rows side by side ("vertical": every step is a plain vector operation)
 or neighbours within one row ("horizontal": lanes are combined at the end).
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
+from tilewright.targets.kernels.elementwise import Math, number
 from tilewright.targets.kernels.map import indices_of
 from tilewright.targets.kernels.pen import Expr, Pen
 
@@ -38,133 +38,23 @@ class RowShape:
         return math.prod(self.reduced)
 
 
-@dataclass(frozen=True)
-class RowKernel:
-    """`op` over rows: ReduceSum, ReduceMean, ReduceMax, ReduceMin, ReduceL2, ReduceSumSquare,
-    Softmax, LogSoftmax or LayerNormalization.
-
-    LayerNormalization takes scale and, with `has_bias`, bias as further arguments, which walk
-    the reduced axes by `parameters`. A reduction may end in a `chain` over the kept axes, whose
-    operands walk them by `operands`.
-    """
-
-    op: str
-    rows: RowShape
-    epsilon: float = 0.0
-    has_bias: bool = False
-    parameters: tuple[int, ...] = ()
-    chain: Chain = Chain()
-    operands: tuple[tuple[int, ...], ...] = ()
-    operand_dtypes: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """A readable stem for the function's name."""
-        return self.op.lower()
-
-    def kinds(self) -> tuple[str, ...]:
-        """Base arrays: source, target, then parameters or operands of the chain."""
-        extra = ("weights",) * (1 + self.has_bias) if self._normalizes else self.operand_dtypes
-        return ("float32", "float32", *extra)
-
-    @property
-    def _normalizes(self) -> bool:
-        return self.op == "LayerNormalization"
-
-    def write(self, pen: Pen) -> None:
-        """Write the function's body."""
-        kept = list(self.rows.kept)
-        elements = math.prod(kept) * self.rows.count
-        parallel = elements >= _PARALLEL_ELEMENTS
-        if not self.rows.vertical:
-            with pen.parallel(math.prod(kept), parallel) as flat:
-                self._row(pen, indices_of(pen, flat, kept), 1)
-            return
-        *outer, lanes = kept
-        width = pen.isa.width_for(lanes)
-        vectors = -(-lanes // width)
-        with pen.parallel(math.prod(outer) * vectors, parallel) as flat:
-            at = indices_of(pen, flat // vectors, outer)
-            # The last vector moves back over its neighbour: the same rows, computed again.
-            first = pen.register(tirx.min(flat % vectors * width, lanes - width))
-            self._row(pen, [*at, first], width)
-
-    def _row(self, pen: Pen, at: list[Expr], width: int) -> None:
-        sweep = Sweep(pen, self.rows, at, width)
-        if self.op in ("Softmax", "LogSoftmax"):
-            self._softmax(sweep)
-        elif self._normalizes:
-            self._normalize(sweep)
-        else:
-            self._reduce(pen, sweep, at)
-
-    def _reduce(self, pen: Pen, sweep: "Sweep", at: list[Expr]) -> None:
-        kind = self.op.removeprefix("Reduce")
-        square = kind in ("L2", "SumSquare")
-        combine = {"Max": tirx.max, "Min": tirx.min}.get(kind, _add)
-        start = {"Max": -3.4e38, "Min": 3.4e38}.get(kind, 0.0)
-
-        def update(total: Expr, x: Expr) -> Expr:
-            return combine(total, x * x if square else x)
-
-        (total,) = sweep.fold((start,), lambda sums, x: (update(sums[0], x),), (combine,))
-        if kind == "Mean":
-            total = total * sweep.math.f(1.0 / self.rows.count)
-        if kind == "L2":
-            total = sweep.math.llvm("sqrt", total)
-
-        def operand(i: int) -> Expr:
-            strides = self.operands[i]
-            place = sum((a * s for a, s in zip(at, strides, strict=True) if s), 0)
-            return pen.load(2 + i, place, sweep.width, stride=strides[-1] if at else 0)
-
-        (value,) = run_chain(pen, self.chain, pen.register(total), operand, sweep.width)
-        pen.store(1, sweep.target_base, value, sweep.width)
-
-    def _softmax(self, sweep: "Sweep") -> None:
-        m = sweep.math
-        (top,) = sweep.fold((-3.4e38,), lambda s, x: (tirx.max(s[0], x),), (tirx.max,))
-        if self.op == "LogSoftmax":
-            (total,) = sweep.fold(
-                (0.0,), lambda s, x: (s[0] + sweep.like(x).exp(x - sweep.spread(top, x)),), (_add,)
-            )
-            shift = sweep.pen.register(top + m.log(total))
-            sweep.each(lambda x, at, width: x - sweep.spread(shift, x))
-            return
-
-        def exponentials(sums: tuple[Expr, ...], x: Expr) -> tuple[Expr, ...]:
-            e = sweep.like(x).exp(x - sweep.spread(top, x))
-            sweep.store_current(e)
-            return (sums[0] + e,)
-
-        (total,) = sweep.fold((0.0,), exponentials, (_add,))
-        scale = sweep.pen.register(m.f(1.0) / total)
-        sweep.each(lambda x, at, width: x * sweep.spread(scale, x), again=True)
-
-    def _normalize(self, sweep: "Sweep") -> None:
-        m = sweep.math
-        # Sums of x - x[0]: the variance of a row far from zero does not cancel.
-        shift = sweep.first()
-
-        def moments(sums: tuple[Expr, ...], x: Expr) -> tuple[Expr, ...]:
-            d = sweep.pen.register(x - sweep.spread(shift, x))
-            return sums[0] + d, sums[1] + d * d
-
-        total, squares = sweep.fold((0.0, 0.0), moments, (_add, _add))
-        mean = sweep.pen.register(total * m.f(1.0 / self.rows.count))
-        square = squares * m.f(1.0 / self.rows.count)
-        variance = sweep.pen.register(tirx.max(square - mean * mean, m.f(0.0)))
-        scale = sweep.pen.register(m.f(1.0) / m.llvm("sqrt", variance + m.f(self.epsilon)))
-        center = sweep.pen.register(mean + shift)
-
-        def normalized(x: Expr, at: list[Expr], width: int) -> Expr:
-            place = sum((a * s for a, s in zip(at, self.parameters, strict=True) if s), 0)
-            step = 0 if self.rows.vertical else self.parameters[-1]
-            y = (x - sweep.spread(center, x)) * sweep.spread(scale, x)
-            y = y * sweep.pen.load(2, place, width, stride=step)
-            return y + sweep.pen.load(3, place, width, stride=step) if self.has_bias else y
-
-        sweep.each(normalized)
+def each_row(pen: Pen, rows: RowShape, body: Callable[["Sweep", list[Expr]], None]) -> None:
+    """Loop over the rows, or over vectors of rows; `body` gets a sweep and the row's place."""
+    kept = list(rows.kept)
+    parallel = math.prod(kept) * rows.count >= _PARALLEL_ELEMENTS
+    if not rows.vertical:
+        with pen.parallel(math.prod(kept), parallel) as flat:
+            at = indices_of(pen, flat, kept)
+            body(Sweep(pen, rows, at, 1), at)
+        return
+    *outer, lanes = kept
+    width = pen.isa.width_for(lanes)
+    vectors = -(-lanes // width)
+    with pen.parallel(math.prod(outer) * vectors, parallel) as flat:
+        at = indices_of(pen, flat // vectors, outer)
+        # The last vector moves back over its neighbour: the same rows, computed again.
+        at.append(pen.register(tirx.min(flat % vectors * width, lanes - width)))
+        body(Sweep(pen, rows, at, width), at)
 
 
 class Sweep:
@@ -192,14 +82,13 @@ class Sweep:
         stride = self.rows.source[len(self.rows.kept) - 1] if self.rows.vertical else 0
         return self.pen.register(self.pen.load(0, self.source_base, self.width, stride=stride))
 
-    def like(self, x: Expr) -> Math:
+    @property
+    def here(self) -> Math:
         """Arithmetic of the width that the sweep runs at just now."""
-        del x
         return Math(self.pen, self._place[1], {})
 
-    def spread(self, value: Expr, x: Expr) -> Expr:
-        """A row's scalar in all lanes of the vector at hand."""
-        del x
+    def spread(self, value: Expr) -> Expr:
+        """A row's value in all lanes of the vector at hand."""
         width = self._place[1]
         return value if width == self.width else tirx.Broadcast(value, width)
 
@@ -250,7 +139,7 @@ class Sweep:
     def each(
         self, function: Callable[[Expr, list[Expr], int], Expr], again: bool = False
     ) -> None:
-        """Write function(x, place, width) for every element x of the source, or of the target."""
+        """Write function(x, place, width) for every x of the source, or of the target."""
 
         def body(source: Expr, target: Expr, at: list[Expr], w: int) -> None:
             self._place = (target, w)
@@ -297,7 +186,3 @@ class Sweep:
         return self.pen.register(
             sum((a * s for a, s in zip(at, steps, strict=False) if s), base)
         )
-
-
-def _add(a: Expr, b: Expr) -> Expr:
-    return a + b

@@ -13,6 +13,7 @@ matrix product are the same kernel, and a dense layer is the one whose lists lea
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 
@@ -57,6 +58,7 @@ class TileKernel:
     operands: tuple[Strides, ...]
     operand_dtypes: tuple[str, ...]
     outputs: tuple[Strides, ...]
+    output_dtypes: tuple[str, ...]
     macs: int
     split_positions: bool
 
@@ -67,7 +69,7 @@ class TileKernel:
 
     def kinds(self) -> tuple[str, ...]:
         """Base arrays of the arguments."""
-        return (*ARGUMENTS, *self.operand_dtypes, *("float32",) * len(self.outputs))
+        return (*ARGUMENTS, *self.operand_dtypes, *self.output_dtypes)
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
@@ -87,9 +89,7 @@ class TileKernel:
                     group,
                     nest,
                     parallel,
-                    lambda b, y, x, tile, nest=nest, group=group: self._positions_block(
-                        pen, nest, group.height, lanes, b, y, x, tile
-                    ),
+                    partial(self._positions_block, pen, nest, group.height, lanes),
                 )
 
     def _write_channels(self, pen: Pen, parallel: bool) -> None:
@@ -103,9 +103,7 @@ class TileKernel:
                     group,
                     nest,
                     parallel,
-                    lambda b, y, x, tile, nest=nest, lanes=lanes, vectors=vectors: (
-                        self._channels_block(pen, nest, vectors, lanes, b, y, x, tile)
-                    ),
+                    partial(self._channels_block, pen, nest, vectors, lanes),
                 )
 
     def _tiles(
@@ -130,9 +128,12 @@ class TileKernel:
         with pen.parallel(chunks, parallel) as chunk:
             low = pen.register(chunk * group.count // chunks)
             high = pen.register((chunk + 1) * group.count // chunks)
-            with pen.serial(self.images) as b, nest.walk(pen) as (y, x):
-                with pen.serial(high - low) as tile:
-                    block(b, y, x, group.first + low + tile)
+            with (
+                pen.serial(self.images) as b,
+                nest.walk(pen) as (y, x),
+                pen.serial(high - low) as tile,
+            ):
+                block(b, y, x, group.first + low + tile)
 
     def _positions_block(
         self,
@@ -255,8 +256,10 @@ def outer_product(
         with pen.serial(steps) as p:
             step(p, cells[0])
     return [
-        [sum((way[r][v].load(0, lanes) for way in cells[1:]), cells[0][r][v].load(0, lanes))
-         for v in range(columns)]
+        [
+            sum((way[r][v].load(0, lanes) for way in cells[1:]), cells[0][r][v].load(0, lanes))
+            for v in range(columns)
+        ]
         for r in range(rows)
     ]
 

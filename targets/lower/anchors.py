@@ -1,6 +1,7 @@
 """The anchors: which operator is lowered by what, and those that need no file of their own."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,16 @@ from tilewright.graph import is_constant, static_shape
 from tilewright.layers import linear_layer
 from tilewright.targets.kernels.elementwise import Chain, Source
 from tilewright.targets.kernels.lookup import LookupKernel, ResizeKernel
+from tilewright.targets.kernels.pen import dtype_of
 from tilewright.targets.kernels.planes import PlaneKernel
 from tilewright.targets.kernels.product import ProductKernel
-from tilewright.targets.kernels.rows import RowKernel, RowShape
+from tilewright.targets.kernels.reductions import (
+    LayerNormKernel,
+    LogSoftmaxKernel,
+    ReduceKernel,
+    SoftmaxKernel,
+)
+from tilewright.targets.kernels.rows import RowShape
 from tilewright.targets.lower.layer import (
     image_strides,
     lower_layer,
@@ -73,16 +81,15 @@ def lower_reduce(lowering: Lowering, region: Region) -> None:
         raise NotLowered(f"{node.op} whose parts are read by others")
     shown = [_with_axes(w, wide, kept) for w in (*operands, *outputs)]
     rows, operand_rows = _rows(window, shown[-1], axes, shown[:-1])
-    kernel = RowKernel(
+    kernel = ReduceKernel(
         op="ReduceMean" if node.op == "GlobalAveragePool" else node.op,
         rows=rows,
         chain=chain,
         operands=operand_rows,
         operand_dtypes=tuple(w.dtype for w in operands),
+        target_dtype=outputs[0].dtype,
     )
-    lowering.program.call(
-        kernel, [window, *outputs, *operands], [n.name for n in region.nodes]
-    )
+    lowering.program.call(kernel, [window, *outputs, *operands], [n.name for n in region.nodes])
 
 
 def lower_softmax(lowering: Lowering, region: Region) -> None:
@@ -94,9 +101,12 @@ def lower_softmax(lowering: Lowering, region: Region) -> None:
         axes = [int(node.attrs.get("axis", -1)) % rank]
     else:
         axes = list(range(int(node.attrs.get("axis", 1)) % rank, rank))
-    target = lowering.program.tensor(node.outputs[0].name, window.shape, "float32", window.order)
+    target = lowering.program.tensor(
+        node.outputs[0].name, window.shape, "float32", window.order, window.run
+    )
     rows, _ = _rows(window, target, axes, [])
-    lowering.program.call(RowKernel(node.op, rows), [window, target], [node.name])
+    kernel = SoftmaxKernel(rows) if node.op == "Softmax" else LogSoftmaxKernel(rows)
+    lowering.program.call(kernel, [window, target], [node.name])
     lowering.define(node.outputs[0], target)
 
 
@@ -110,7 +120,9 @@ def lower_layer_norm(lowering: Lowering, region: Region) -> None:
         raise NotLowered("LayerNormalization whose mean or deviation is read")
     if not all(is_constant(t) for t in node.inputs[1:] if t.name):
         raise NotLowered("LayerNormalization with a computed scale or bias")
-    target = lowering.program.tensor(node.outputs[0].name, window.shape, "float32", window.order)
+    target = lowering.program.tensor(
+        node.outputs[0].name, window.shape, "float32", window.order, window.run
+    )
     has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
     parameters = [
         lowering.window(t).broadcast(window.shape) for t in node.inputs[1 : 2 + has_bias]
@@ -118,8 +130,7 @@ def lower_layer_norm(lowering: Lowering, region: Region) -> None:
     rows, walks = _rows(window, target, list(range(first, rank)), parameters, reduced=True)
     if len(set(walks)) != 1:
         raise NotLowered("LayerNormalization whose scale and bias lie differently")
-    kernel = RowKernel(
-        node.op,
+    kernel = LayerNormKernel(
         rows,
         epsilon=float(node.attrs.get("epsilon", 1e-5)),
         has_bias=has_bias,
@@ -139,7 +150,11 @@ def lower_concat(lowering: Lowering, region: Region) -> None:
     windows = [lowering.window(t) for t, s in parts if s is not None and s[axis]]
     largest = max(windows, key=lambda w: w.size)
     target = lowering.program.tensor(
-        node.outputs[0].name, shape, np.dtype(node.outputs[0].dtype).name, largest.order
+        node.outputs[0].name,
+        shape,
+        np.dtype(node.outputs[0].dtype).name,
+        largest.order,
+        largest.run,
     )
     start = 0
     for window in windows:
@@ -221,16 +236,18 @@ def lower_pad(lowering: Lowering, region: Region) -> None:
     if not all(is_constant(t) for t in given if t.name) or len(given) > 2:
         raise NotLowered("Pad by computed amounts")
     pads = list(node.attrs["pads"]) if not given else given[0].values.tolist()
-    value = float(node.attrs.get("value", 0.0))
+    value = node.attrs.get("value", 0.0)
     if len(given) > 1 and given[1].name:
-        value = float(given[1].values.reshape(-1)[0])
+        value = given[1].values.reshape(-1)[0].item()
     window = lowering.window(node.inputs[0])
     if min(pads) < 0:
         raise NotLowered("Pad by negative amounts")
     shape = static_shape(node.outputs[0])
     assert shape is not None
-    target = lowering.program.tensor(node.outputs[0].name, shape, window.dtype, window.order)
-    number = Source("number", value=value, dtype=window.dtype)
+    target = lowering.program.tensor(
+        node.outputs[0].name, shape, dtype_of(window.dtype), window.order
+    )
+    number = Source("number", value=value, dtype=target.dtype)
     lowering.map_call(Chain((), (number,)), [], [target], [node.name])
     middle = target
     for axis, extent in enumerate(window.shape):
@@ -278,7 +295,7 @@ def _planes(
         bias = Window(own.buffer, out, strides, own.offset)
     counts = _window_counts(node, plane) if op == "average" else None
     chain, operands, outputs = lowering.chain_of(
-        region, node.outputs[0], tuple(range(len(out))), bias
+        region, node.outputs[0], tuple(range(len(out))), len(out) - 2, bias
     )
     fixed = [w for w in (weight,) if w is not None]
     if counts is not None:
@@ -293,6 +310,7 @@ def _planes(
         operands=tuple(image_strides(w) for w in operands),
         operand_dtypes=tuple(w.dtype for w in operands),
         outputs=tuple(image_strides(w) for w in outputs),
+        output_dtypes=tuple(w.dtype for w in outputs),
         counted=counts is not None,
         multiplier=multiplier,
     )
@@ -317,6 +335,8 @@ def _window_counts(node: gs.Node, plane: object) -> np.ndarray | None:
         places = starts + np.arange(kernel)[None, :] * dilation
         axes.append(((places >= 0) & (places < extent)).sum(axis=1))
     counts = np.outer(axes[0], axes[1])
+    if not counts.all():
+        raise NotLowered("AveragePool with a window that holds padding only")
     if (counts == plane.kernel[0] * plane.kernel[1]).all():
         return None
     if node.attrs.get("count_include_pad", 0):
@@ -346,7 +366,7 @@ def _product(lowering: Lowering, region: Region) -> None:
         along_rows = False
     lane_axis, other_axis = (rank - 2, rank - 1) if along_rows else (rank - 1, rank - 2)
     order = [*range(rank - 2), other_axis, lane_axis]
-    chain, operands, outputs = lowering.chain_of(region, node.outputs[0], order)
+    chain, operands, outputs = lowering.chain_of(region, node.outputs[0], order, 1)
     scalars = b if along_rows else a
     vectors = a if along_rows else b
     depth = a.shape[-1]
@@ -372,6 +392,7 @@ def _product(lowering: Lowering, region: Region) -> None:
         operands=tuple((*r, *e) for r, e in zip(rows[2 : 2 + count], ends, strict=False)),
         operand_dtypes=tuple(w.dtype for w in operands),
         outputs=tuple((*r, *e) for r, e in zip(rows[2 + count :], ends[count:], strict=True)),
+        output_dtypes=tuple(w.dtype for w in outputs),
     )
     lowering.program.call(
         kernel, [scalars, vectors, *operands, *outputs], [n.name for n in region.nodes]
@@ -443,27 +464,29 @@ def _resize_table(
     """Return source places (out, taps) and their shares, as the ONNX Resize formulas say."""
     how = node.attrs.get("coordinate_transformation_mode", "half_pixel")
     scales = node.inputs[2] if len(node.inputs) > 2 else None
-    scale = out / extent
+    # In float32, as onnxruntime does: which pixel is nearest hangs on the last bit.
+    scale = np.float32(out / extent)
     if scales is not None and scales.name and is_constant(scales) and scales.values.size:
-        scale = float(scales.values[axis])
-    x = np.arange(out, dtype=np.float64)
+        scale = np.float32(scales.values[axis])
+    x = np.arange(out, dtype=np.float32)
     if how == "asymmetric":
         at = x / scale
     elif how == "align_corners":
-        at = x * (extent - 1) / max(out - 1, 1)
+        at = x * np.float32(extent - 1) / np.float32(max(out - 1, 1))
     elif how == "half_pixel" or (how == "pytorch_half_pixel" and out > 1):
-        at = (x + 0.5) / scale - 0.5
+        at = (x + np.float32(0.5)) / scale - np.float32(0.5)
     elif how == "pytorch_half_pixel":
         at = np.zeros(out)
     else:
         raise NotLowered(f"Resize with {how}")
     if node.attrs.get("mode", "nearest") == "nearest":
-        rounding = {
+        ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "floor": np.floor,
             "ceil": np.ceil,
             "round_prefer_floor": lambda v: np.ceil(v - 0.5),
             "round_prefer_ceil": lambda v: np.floor(v + 0.5),
-        }[node.attrs.get("nearest_mode", "round_prefer_floor")]
+        }
+        rounding = ways[node.attrs.get("nearest_mode", "round_prefer_floor")]
         places = np.clip(rounding(at), 0, extent - 1).astype(np.int32)
         return places[:, None], np.ones((out, 1), np.float32)
     low = np.floor(at)

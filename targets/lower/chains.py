@@ -14,7 +14,7 @@ from tilewright.targets.lower.window import Window
 _DTYPES = frozenset({"float32", "int64", "int32", "bool"})
 _INTEGER_OPS = frozenset(
     {"Add", "Sub", "Mul", "Min", "Max", "Cast", "Where", "Identity"}
-    | {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"}
+    | {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not"}
 )
 _POWERS = (0.5, 1.0, 2.0, 3.0, 4.0)
 
@@ -103,7 +103,7 @@ class ChainBuilder:
             return self._sources[tensor.name]
         if is_constant(tensor) and tensor.values.size == 1:
             value = tensor.values.reshape(()).item()
-            return Source("number", value=float(value), dtype=tensor.values.dtype.name)
+            return Source("number", value=value, dtype=tensor.values.dtype.name)
         shape = static_shape(node.outputs[0])
         assert shape is not None, f"{node.name} has no static shape"
         window = self.window_of(tensor)

@@ -77,13 +77,13 @@ def run_layer(lowering: Lowering, region: Region, problem: Problem) -> None:
     axes = [a for a in range(len(shape)) if a != problem.channel]
     if choice.lanes == "positions":
         # Channels next to the last position axis: (batch..., channel, positions).
-        order = _positions_order(node, axes, problem.channel)
+        order, run = _positions_order(node, axes, problem.channel)
         if _last_step(problem.source) != 1:
             problem = _repacked(lowering, node, problem)
     else:
-        order = [*axes, problem.channel]
+        order, run = [*axes, problem.channel], 0
     bias = bias_window(lowering, node, shape, problem.channel)
-    chain, operands, outputs = lowering.chain_of(region, result, order, bias)
+    chain, operands, outputs = lowering.chain_of(region, result, order, run, bias)
     call_tiles(lowering, region, problem, choice, chain, operands, outputs)
 
 
@@ -124,6 +124,7 @@ def call_tiles(
         operands=tuple(ends[: len(operands)]),
         operand_dtypes=tuple(w.dtype for w in operands),
         outputs=tuple(ends[len(operands) :]),
+        output_dtypes=tuple(w.dtype for w in outputs),
         macs=positions * packed.steps,
         split_positions=_split_positions(matrix, positions, packed),
     )
@@ -142,6 +143,7 @@ def call_tiles(
             tile=choice.tile,
             density=float(np.count_nonzero(matrix) / matrix.size),
             bits=32,
+            stored_bytes=packed.stored_bytes(),
             kernel=f"{'dense' if choice.dense else 'sparse'}, lanes = {choice.lanes}",
             reason=choice.reason,
         )
@@ -159,7 +161,9 @@ def choose(lowering: Lowering, problem: Problem, shape: tuple[int, ...]) -> Choi
     if order.lanes == "positions" and last:
         sparse, dense = sparse_steps(matrix, _ROWS), dense_steps(matrix, _ROWS)
         if zeros >= least and sparse < dense:
-            gain = f"{zeros:.0%} zeros, an estimated {dense / sparse:.1f}x fewer steps"
+            gain = f"{zeros:.0%} zeros"
+            if sparse:
+                gain += f", an estimated {dense / sparse:.1f}x fewer steps"
             return Choice("positions", False, _ROWS, f"{_ROWS}x1", gain)
         why = f"{zeros:.0%} zeros" + (" in no common tiles" if zeros >= least else "")
         if not _wasteful(lowering, last[-1]) or matrix.shape[0] < lowering.isa.lanes:
@@ -197,10 +201,11 @@ def _split_positions(matrix: np.ndarray, positions: int, packed: PackedTiles) ->
     return activations > packed.values.size and positions >= 2048
 
 
-def _positions_order(node: gs.Node, axes: Sequence[int], channel: int) -> list[int]:
+def _positions_order(node: gs.Node, axes: Sequence[int], channel: int) -> tuple[list[int], int]:
+    """Return the axes from the slowest to the fastest, and how many of them are positions."""
     if node.op == "Conv":
-        return sorted([*axes, channel])
-    return [*axes[:-1], channel, axes[-1]]
+        return sorted([*axes, channel]), len(axes) - 1
+    return [*axes[:-1], channel, axes[-1]], 1
 
 
 def _last_step(source: Window) -> int:
@@ -218,15 +223,13 @@ def _repacked(lowering: Lowering, node: gs.Node, problem: Problem) -> Problem:
     rank = len(window.shape)
     channel = 1 if node.op == "Conv" else rank - 1
     others = [a for a in range(rank) if a != channel]
-    order = _positions_order(node, others, channel)
-    moved = lowering.moved(window, order, tensor.name)
+    order, run = _positions_order(node, others, channel)
+    moved = lowering.moved(window, order, tensor.name, run)
     lowering.define(tensor, moved)
     return _flat_problem(moved, channel, problem.matrix, problem.channel)
 
 
-def _flat_problem(
-    window: Window, axis: int, matrix: np.ndarray, channel: int
-) -> Problem:
+def _flat_problem(window: Window, axis: int, matrix: np.ndarray, channel: int) -> Problem:
     others = [a for a in range(len(window.shape)) if a != axis]
     source = Window(
         window.buffer,
@@ -262,7 +265,9 @@ def _conv(lowering: Lowering, node: gs.Node) -> Problem:
     assert out is not None
     columns = shape.phase[1]
     steps = (columns, 1) if len(out) == 4 else (1,)
-    source = Window(padded.buffer, (out[0], *out[2:]), (padded.strides[0], *steps), padded.offset)
+    source = Window(
+        padded.buffer, (out[0], *out[2:]), (padded.strides[0], *steps), padded.offset
+    )
     return Problem(layer.matrix(), source, offsets, 1)
 
 
@@ -279,7 +284,8 @@ def pad_planes(
         f"{name}.padded", (images, channels, shape.elements), "float32"
     )
     source = image_strides(window)
-    kernel = PadKernel(images, channels, shape, source, planes.strides[:2])
+    target = (planes.strides[0], planes.strides[1])
+    kernel = PadKernel(images, channels, shape, source, target)
     lowering.program.call(kernel, [window, planes], [name])
     taps = [shape.tap(y, x) for y in range(shape.kernel[0]) for x in range(shape.kernel[1])]
     offsets = np.add.outer(np.arange(channels) * shape.elements, np.asarray(taps))
@@ -287,7 +293,7 @@ def pad_planes(
 
 
 def image_strides(window: Window) -> Strides:
-    """Return the strides of (images, channels, columns) or (images, channels, rows, columns)."""
+    """Return the strides of (images, channels, columns), or with rows before the columns."""
     s = window.strides
     return Strides(s[0], s[1], s[2] if len(s) == 4 else 0, s[-1])
 
@@ -310,9 +316,9 @@ def plane_shape(node: gs.Node) -> PlaneShape | None:
     stride = list(node.attrs.get("strides", [1] * rank))
     dilation = list(node.attrs.get("dilations", [1] * rank))
     before = pads_before(node, shape[2:], out[2:], kernel, stride, dilation)
-    if all(k == 1 and s == 1 for k, s in zip(kernel, stride, strict=True)) and not any(before):
-        if shape[2:] == out[2:]:
-            return None
+    one_place = all(k == 1 and s == 1 for k, s in zip(kernel, stride, strict=True))
+    if one_place and not any(before) and shape[2:] == out[2:]:
+        return None
     lead = [1] * (2 - rank)
     return PlaneShape(
         height=shape[2] if rank == 2 else 1,
@@ -351,6 +357,7 @@ def pads_before(
 def bias_window(
     lowering: Lowering, node: gs.Node, shape: tuple[int, ...], channel: int
 ) -> Window | None:
+    """Return a layer's bias, scaled and in the result's shape, or None where it has none."""
     if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
         return None
     tensor = node.inputs[2]

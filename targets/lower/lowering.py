@@ -8,9 +8,9 @@ import onnx_graphsurgeon as gs
 from tilewright.graph import Graph, is_constant, static_shape
 from tilewright.protocol import Note, Report
 from tilewright.target import Target
-from tilewright.targets.kernels.elementwise import Chain, Source
+from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source
 from tilewright.targets.kernels.map import MapKernel
-from tilewright.targets.kernels.pen import Isa
+from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.lower.chains import ChainBuilder, is_elementwise, with_bare_axes
 from tilewright.targets.lower.program import Island, Program
 from tilewright.targets.lower.regions import Region, find_regions, inputs_of
@@ -30,7 +30,9 @@ Lower = Callable[["Lowering", Region], None]
 class Lowering:
     """The state of one lowering: where every tensor is, and the program so far."""
 
-    def __init__(self, graph: Graph, target: Target, isa: Isa, anchors: dict[str, Lower]) -> None:
+    def __init__(
+        self, graph: Graph, target: Target, isa: Isa, anchors: dict[str, Lower]
+    ) -> None:
         self.graph = graph
         self.target = target
         self.isa = isa
@@ -44,7 +46,7 @@ class Lowering:
         for tensor in self.graph.inputs:
             shape = static_shape(tensor)
             assert shape is not None, f"input {tensor.name} has no static shape"
-            window = self.program.tensor(tensor.name, shape, np.dtype(tensor.dtype).name)
+            window = self.program.tensor(tensor.name, shape, _stored_dtype(tensor))
             self._windows[tensor.name] = self.program.inputs[tensor.name] = window
         regions = find_regions(self.graph, self._takes_followers, is_elementwise)
         for index, region in enumerate(regions):
@@ -73,7 +75,8 @@ class Lowering:
             t
             for node in region.nodes
             for t in node.outputs
-            if t.name in self._graph_outputs or any(id(c) not in inside for c in t.outputs)
+            if t.name in self._graph_outputs
+            or any(id(c) not in inside for c in t.outputs)
             or _read_by_subgraph(self.graph, t)
         ]
 
@@ -82,11 +85,13 @@ class Lowering:
         region: Region,
         result: gs.Tensor,
         order: Sequence[int],
+        run: int = 0,
         bias: Window | None = None,
     ) -> tuple[Chain, list[Window], list[Window]]:
         """Build the chain behind a region's anchor.
 
-        `result` is what the kernel computes; `order` how its outputs lie in memory; `bias` a
+        `result` is what the kernel computes; `order` and `run` how its outputs lie in memory
+        (as `compact` says); `bias` a
         window of result's shape that is added first. Returns the chain, its operands and the
         new output windows, all in result's shape; the tensors are defined.
         """
@@ -98,7 +103,7 @@ class Lowering:
             builder.add_bias(result, bias)
         for node in region.nodes[1:]:
             builder.add(node)
-        return self._finish(builder, region, shape, order)
+        return self._finish(builder, region, shape, order, run)
 
     def map_region(self, region: Region) -> None:
         """Lower a region of elementwise nodes only."""
@@ -108,8 +113,8 @@ class Lowering:
         for node in region.nodes:
             builder.add(node)
         full = [w for w in builder.operands if 0 not in _real_strides(w)]
-        order = full[0].order if full else tuple(range(len(shape)))
-        chain, operands, outputs = self._finish(builder, region, shape, order)
+        order, run = (full[0].order, full[0].run) if full else (tuple(range(len(shape))), 0)
+        chain, operands, outputs = self._finish(builder, region, shape, order, run)
         self.map_call(chain, operands, outputs, [n.name for n in region.nodes])
 
     def map_call(
@@ -135,9 +140,9 @@ class Lowering:
         )
         self.program.call(kernel, windows, nodes)
 
-    def moved(self, window: Window, order: Sequence[int], why: str) -> Window:
+    def moved(self, window: Window, order: Sequence[int], why: str, run: int = 0) -> Window:
         """Copy a window into a tensor of its own whose axes lie in `order`."""
-        target = self.program.tensor(why, window.shape, window.dtype, order)
+        target = self.program.tensor(why, window.shape, dtype_of(window.dtype), order, run)
         copy = Chain((), (Source("operand", 0),))
         self.map_call(copy, [window], [target], [why])
         return target
@@ -158,6 +163,7 @@ class Lowering:
         region: Region,
         shape: tuple[int, ...],
         order: Sequence[int],
+        run: int,
     ) -> tuple[Chain, list[Window], list[Window]]:
         outputs = self.outside_readers(region) or [region.nodes[-1].outputs[0]]
         chain = builder.finish(outputs)
@@ -165,7 +171,7 @@ class Lowering:
         for tensor, source in zip(outputs, chain.outputs, strict=True):
             if source not in stored:
                 dtype = np.dtype(tensor.dtype).name
-                stored[source] = self.program.tensor(tensor.name, shape, dtype, order)
+                stored[source] = self.program.tensor(tensor.name, shape, dtype, order, run)
             own = static_shape(tensor)
             assert own is not None, f"{tensor.name} has no static shape"
             self.define(tensor, with_bare_axes(stored[source], own))
@@ -177,21 +183,44 @@ class Lowering:
         return node.op in FUSING and self._refusal(node) is None
 
     def _lower(self, region: Region) -> None:
-        node = region.anchor
-        reason = self._refusal(node)
+        reason = self._attempt(region)
         if reason is None:
-            try:
-                self._lower_known(region)
-            except NotLowered as error:
-                reason = str(error)
-            else:
-                return
-        for member in region.nodes:
-            self._island(member, reason)
+            return
+        if len(region.nodes) == 1:
+            self._island(region.anchor, reason)
+            return
+        # What follows may be what was refused, and the anchor be fine without it.
+        self._lower(Region(region.nodes[:1]))
+        rest = region.nodes[1:]
+        while rest and not is_elementwise(rest[0]):
+            self._lower(Region(rest[:1]))
+            rest = rest[1:]
+        if rest:
+            self._lower(Region(rest))
+
+    def _attempt(self, region: Region) -> str | None:
+        """Lower a region, or leave everything as it was and say why not."""
+        reason = self._refusal(region.anchor)
+        if reason is not None:
+            return reason
+        program = self.program
+        windows = dict(self._windows)
+        steps, layers, constants = (
+            len(part) for part in (program.steps, program.layers, program.constants)
+        )
+        try:
+            self._lower_known(region)
+        except NotLowered as error:
+            del program.steps[steps:], program.layers[layers:]
+            for buffer in list(program.constants)[constants:]:
+                del program.constants[buffer]
+            self._windows = windows
+            return str(error)
+        return None
 
     def _lower_known(self, region: Region) -> None:
         node = region.anchor
-        if node.op in VIEWS and self._try_view(node):
+        if node.op in VIEWS and len(region.nodes) == 1 and self._try_view(node):
             return
         if is_elementwise(node):
             self.map_region(region)
@@ -199,12 +228,22 @@ class Lowering:
         lower = self._anchors.get(node.op)
         if lower is None:
             raise NotLowered(f"{node.op} with these attributes or shapes has no kernel")
+        if node.op not in _ANY_DTYPE:
+            source = self.window(node.inputs[0])
+            if dtype_of(source.dtype) != "float32":
+                raise NotLowered(
+                    f'{node.op} of {dtype_of(source.dtype)} "{node.inputs[0].name}"'
+                )
+            if source.dtype == "weights":
+                # Kernels take activations from the arena.
+                self.define(node.inputs[0], self.moved(source, source.order, node.name))
         lower(self, region)
 
     def _refusal(self, node: gs.Node) -> str | None:
         if node.domain not in (None, "", "ai.onnx"):
             return f"{node.domain}.{node.op} is not a standard operator"
-        if node.op not in VIEWS and node.op not in self._anchors and not is_elementwise(node):
+        known = node.op in VIEWS or node.op in self._anchors
+        if not known and node.op not in OPERATORS:
             return f"{node.op} has no kernel"
         for tensor in [*node.inputs, *node.outputs]:
             if not tensor.name:
@@ -212,11 +251,13 @@ class Lowering:
             shape = static_shape(tensor)
             if shape is None:
                 return f'the shape of "{tensor.name}" is known only at run time'
-            if 0 in shape and tensor in node.outputs:
+            if 0 in shape and not (is_constant(tensor) or node.op == "Concat"):
                 return f'"{tensor.name}" is empty'
             dtype = "?" if tensor.dtype is None else np.dtype(tensor.dtype).name
             if dtype not in _DTYPES:
                 return f'"{tensor.name}" is {dtype}'
+        if not known and not is_elementwise(node):
+            return f"{node.op} of these dtypes or attributes has no kernel"
         return None
 
     def _try_view(self, node: gs.Node) -> bool:
@@ -237,25 +278,35 @@ class Lowering:
             shape = static_shape(tensor)
             if not tensor.name:
                 continue
-            if shape is None or tensor.dtype is None:
+            if shape is None:
                 raise NotLowered(
                     f'{node.op} {node.name}: the shape of its output "{tensor.name}" is '
                     "known only at run time, so no memory can be planned for it"
                 )
-            window = self.program.tensor(tensor.name, shape, np.dtype(tensor.dtype).name)
+            window = self.program.tensor(tensor.name, shape, _stored_dtype(tensor))
             outputs[tensor.name] = window
             self.define(tensor, window)
-        self.program.steps.append(
-            Island(node, tuple(inputs.items()), tuple(outputs.items()))
-        )
+        self.program.steps.append(Island(node, tuple(inputs.items()), tuple(outputs.items())))
         self.program.islands.append(Note(node.name, f"runs in onnxruntime: {reason}"))
 
 
+# Anchors that move elements and do not compute with them.
+_ANY_DTYPE = frozenset({"Concat", "Gather", "Pad"})
 # Anchors whose kernels end in a chain.
 FUSING = frozenset(
     {"Conv", "Gemm", "MatMul", "MaxPool", "AveragePool", "GlobalAveragePool"}
     | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"}
 )
+
+
+def _stored_dtype(tensor: gs.Tensor) -> str:
+    try:
+        dtype = np.dtype(tensor.dtype) if tensor.dtype is not None else None
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.kind not in "fiub":
+        raise NotLowered(f'"{tensor.name}" is {tensor.dtype}, which no memory here holds')
+    return str(dtype.name)
 
 
 def _real_strides(window: Window) -> list[int]:

@@ -12,7 +12,6 @@ from tilewright.targets.kernels.pen import Isa, dtype_of, write_prim_func
 from tilewright.targets.lower.program import Call, Island, Kernel, Program
 from tilewright.targets.lower.window import Buffer
 
-
 # Links object files into a shared library: (output, objects, options).
 Link = Callable[[str, Sequence[str], Sequence[str] | None], None]
 
@@ -76,7 +75,5 @@ def compile_library(module: tvm.IRModule, isa: Isa, path: Path, link: Link) -> N
 
 def _call(call: Call, name: str, arrays: dict[str, Any], bases: Bases) -> Any:
     kinds = sorted(set(call.kernel.kinds()))
-    offsets = [
-        relax.prim_value(bases.offsets[ref.buffer] + ref.offset) for ref in call.refs
-    ]
+    offsets = [relax.prim_value(bases.offsets[ref.buffer] + ref.offset) for ref in call.refs]
     return relax.Call(relax.ExternFunc(name), [*(arrays[k] for k in kinds), *offsets])

@@ -22,7 +22,7 @@ def recognize_layer_norms(graph: Graph) -> Graph:
 
 def _replace(graph: gs.Graph, mean: gs.Node) -> None:
     x = mean.inputs[0]
-    if x.shape is None or not _over_last_axis(mean, len(x.shape)):
+    if x.shape is None or x.dtype != np.float32 or not _over_last_axis(mean, len(x.shape)):
         return
     subtract = _only_reader(mean, "Sub")
     if subtract is None or subtract.inputs[0] is not x:
@@ -47,7 +47,9 @@ def _replace(graph: gs.Graph, mean: gs.Node) -> None:
     added = _only_reader(scaled, "Add")
     bias = None if added is None else _constant_of(added)
     width = x.shape[-1]
-    if added is None or bias is None or scale.size != width or bias.size != width:
+    if added is None or bias is None:
+        return
+    if any(v.size != width or v.shape[-1:] != (width,) for v in (scale, bias)):
         return
     out = added.outputs[0]
     added.outputs.clear()
@@ -83,7 +85,9 @@ def _over_last_axis(node: gs.Node, rank: int) -> bool:
     axes = node.attrs.get("axes")
     if axes is None and len(node.inputs) > 1 and is_constant(node.inputs[1]):
         axes = node.inputs[1].values.tolist()
-    return bool(axes) and [a % rank for a in axes] == [rank - 1] and node.attrs.get("keepdims", 1)
+    return (
+        bool(axes) and [a % rank for a in axes] == [rank - 1] and node.attrs.get("keepdims", 1)
+    )
 
 
 def _constant_of(node: gs.Node) -> np.ndarray | None:

@@ -1,7 +1,6 @@
 """Program: kernel calls in order, on buffers that are planned into one arena."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from tilewright.protocol import LayerDecision, Note
 from tilewright.targets.kernels.pen import Pen, dtype_of
-from tilewright.targets.lower.window import Buffer, Window, compact
+from tilewright.targets.lower.window import Buffer, Window, compact, strides_of
 
 ALIGNMENT = 64  # bytes: a cache line, and what DLPack asks of an array
 
@@ -60,7 +59,7 @@ class Island:
 
 @dataclass(eq=False)
 class Program:
-    """What a graph becomes: steps, the constants they read, and where inputs and outputs are."""
+    """What a graph becomes: steps, their constants, and where inputs and outputs are."""
 
     steps: list[Call | Island] = field(default_factory=list)
     constants: dict[Buffer, np.ndarray] = field(default_factory=dict)
@@ -76,12 +75,17 @@ class Program:
         return Buffer(f"{stem}#{self._count}", dtype, elements)
 
     def tensor(
-        self, stem: str, shape: Iterable[int], dtype: str, order: Iterable[int] | None = None
+        self,
+        stem: str,
+        shape: Iterable[int],
+        dtype: str,
+        order: Sequence[int] | None = None,
+        run: int = 0,
     ) -> Window:
-        """Return a new tensor without gaps, its axes laid out in `order`."""
+        """Return a new tensor, its axes laid out as `compact` says."""
         extents = tuple(shape)
-        axes = None if order is None else tuple(order)
-        return compact(self.buffer(stem, dtype, math.prod(extents)), extents, axes)
+        _, elements = strides_of(extents, order, run)
+        return compact(self.buffer(stem, dtype, elements), extents, order, run)
 
     def constant(self, stem: str, values: np.ndarray) -> Window:
         """Return a constant tensor; float32 goes to the weights, int32 to the indices."""
@@ -95,9 +99,7 @@ class Program:
         self, kernel: Kernel, arguments: Iterable[Window | Ref], nodes: Iterable[str]
     ) -> None:
         """Append a kernel call."""
-        refs = tuple(
-            a if isinstance(a, Ref) else Ref(a.buffer, a.offset) for a in arguments
-        )
+        refs = tuple(a if isinstance(a, Ref) else Ref(a.buffer, a.offset) for a in arguments)
         assert len(refs) == len(kernel.kinds()), f"{kernel.name}: arguments and kinds differ"
         for ref, kind in zip(refs, kernel.kinds(), strict=True):
             assert ref.buffer.dtype == kind, f"{kernel.name}: {ref.buffer} is not {kind}"
@@ -110,7 +112,7 @@ def kind_of(dtype: np.dtype) -> str:
 
 
 def place_constants(program: Program, kind: str) -> tuple[dict[Buffer, int], int]:
-    """Lay the constants of one kind behind one another; return offsets and the sum, in elements.
+    """Lay the constants of one kind in a row; return offsets and the sum, in elements.
 
     Starts are aligned, so that vectors of weights do not straddle cache lines.
     """
@@ -134,7 +136,7 @@ def plan_arena(program: Program) -> tuple[dict[Buffer, int], int]:
     placed: list[tuple[Buffer, int, int]] = []
     offsets: dict[Buffer, int] = {}
     size = 0
-    for buffer in sorted(lives, key=lambda b: (-_bytes(b), b.name)):
+    for buffer in sorted(lives, key=lambda b: (-_bytes(b), lives[b], b.name)):
         first, last = lives[buffer]
         taken = sorted(
             (start, end)

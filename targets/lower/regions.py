@@ -46,9 +46,7 @@ def find_regions(
 
 
 class _Finder:
-    def __init__(
-        self, nodes: list[gs.Node], is_elementwise: Callable[[gs.Node], bool]
-    ) -> None:
+    def __init__(self, nodes: list[gs.Node], is_elementwise: Callable[[gs.Node], bool]) -> None:
         self.position = {id(node): i for i, node in enumerate(nodes)}
         self.is_elementwise = is_elementwise
         self.region_of: dict[int, list[gs.Node]] = {}
@@ -105,11 +103,13 @@ class _Finder:
     ) -> bool:
         if shape is None or _bare_shape(node) != shape or len(node.outputs) != 1:
             return False
-        if node.op in _RESHAPES:
-            return True
-        if not self.is_elementwise(node):
-            return False
         inside = {id(n) for n in members}
+        if node.op in _RESHAPES:
+            # A reshape follows the data; a target shape that is computed here does not count.
+            if not any(id(n) in inside for n in node.inputs[0].inputs):
+                return False
+        elif not self.is_elementwise(node):
+            return False
         for tensor in node.inputs:
             for producer in tensor.inputs:
                 if id(producer) not in inside and self._depends(producer, inside):

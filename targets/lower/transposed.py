@@ -19,7 +19,7 @@ from tilewright.targets.lower.window import Window
 
 @dataclass(frozen=True)
 class _Axis:
-    """One spatial axis: rows q of a phase stand for outputs (first + q) * stride + phase - pad."""
+    """One spatial axis: row q of a phase is output (first + q) * stride + phase - pad."""
 
     stride: int
     kernel: int

@@ -1,6 +1,7 @@
 """Shape operators as windows: nothing moves."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -33,7 +34,7 @@ def _slice(node: gs.Node, window: Window) -> list[Window] | None:
         rest = node.inputs[1:]
         if not all(is_constant(t) or not t.name for t in rest):
             return None
-        values = [t.values.tolist() if t.name else None for t in rest] + [None, None]
+        values: list[Any] = [t.values.tolist() if t.name else None for t in rest] + [None, None]
         starts, ends = values[0], values[1]
         axes = values[2] if values[2] is not None else list(range(len(starts)))
         steps = values[3] if values[3] is not None else [1] * len(starts)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+LINE = 16  # float32 elements of a cache line
+
 
 @dataclass(frozen=True)
 class Buffer:
@@ -49,6 +51,16 @@ class Window:
         ranked = iter(sorted(real, key=lambda a: (-abs(self.strides[a]), a)))
         return tuple(next(ranked) if self.shape[a] > 1 else a for a in axes)
 
+    @property
+    def run(self) -> int:
+        """How many of the fastest axes lie without gaps, where a gap follows them; else 0."""
+        step = 1
+        for count, axis in enumerate(reversed(self.order)):
+            if self.shape[axis] > 1 and abs(self.strides[axis]) != step:
+                return count
+            step *= self.shape[axis]
+        return 0
+
     def transposed(self, perm: Sequence[int]) -> "Window":
         """Permute the axes."""
         return replace(
@@ -79,15 +91,29 @@ class Window:
 
 
 def compact(
-    buffer: Buffer, shape: Sequence[int], order: Sequence[int] | None = None
+    buffer: Buffer, shape: Sequence[int], order: Sequence[int] | None = None, run: int = 0
 ) -> Window:
-    """Fill a buffer without gaps; `order` lists the axes from the slowest to the fastest."""
+    """Fill a buffer; `order` lists the axes from the slowest to the fastest.
+
+    There are no gaps but behind the fastest `run` axes, where the next entry starts on a cache
+    line: vectors that straddle two lines take a layer's kernel half as fast again.
+    """
+    return Window(buffer, tuple(shape), strides_of(shape, order, run)[0])
+
+
+def strides_of(
+    shape: Sequence[int], order: Sequence[int] | None = None, run: int = 0
+) -> tuple[tuple[int, ...], int]:
+    """Return the strides that `compact` gives, and how many elements the buffer must hold."""
     strides = [0] * len(shape)
     step = 1
-    for axis in reversed(tuple(order) if order is not None else tuple(range(len(shape)))):
+    axes = tuple(order) if order is not None else tuple(range(len(shape)))
+    for count, axis in enumerate(reversed(axes)):
+        if run and count == run and step > LINE:
+            step = -(-step // LINE) * LINE
         strides[axis] = step
         step *= shape[axis]
-    return Window(buffer, tuple(shape), tuple(strides))
+    return tuple(strides), step
 
 
 def collapse(
