@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 # Initializers above this size stay out of protobuf messages, whose limit is 2 GiB in all.
 EXTERNAL_BYTES = 1 << 20
-_PROTOBUF_BYTES = 1 << 30
+_PROTOBUF_BYTES = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,11 @@ class Graph:
         graph = cls(imported, {p.key: p.value for p in model.metadata_props})
         name_nodes(imported)
         for scope in graph.scopes():
+            if scope.import_domains:
+                # A part of a message keeps the whole of it alive, weights and all.
+                scope.import_domains = [
+                    onnx.helper.make_opsetid(d.domain, d.version) for d in scope.import_domains
+                ]
             _constant_nodes_to_initializers(scope)
             for tensor in scope.tensors().values():
                 if isinstance(tensor, gs.Constant):
@@ -118,7 +123,7 @@ class Graph:
         return self._without_large_weights()[0]
 
     def save(self, path: Path) -> None:
-        """Write `path`; above 1 GiB of weights also `path`.data, streamed, never copied whole.
+        """Write `path`; above 128 MiB of weights also `path`.data, streamed, not copied whole.
 
         The bytes depend on the graph alone.
         """

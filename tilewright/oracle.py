@@ -12,9 +12,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
+from tilewright.memory import return_freed_memory
 
-# A session takes a message of less than 2 GiB; anything near it goes through files.
-_MESSAGE_BYTES = 1 << 30
+# A message is built, serialised and parsed: three copies. Large models go through files.
+_MESSAGE_BYTES = 1 << 27
 # onnxruntime's errors have no common base.
 RUNTIME_ERRORS = (
     state.Fail,
@@ -31,8 +32,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def session(model: Graph | onnx.ModelProto, threads: int | None = None) -> ort.InferenceSession:
-    """Load a model into onnxruntime, on all cores unless `threads` says otherwise.
+def session(
+    model: Graph | onnx.ModelProto | Path, threads: int | None = None
+) -> ort.InferenceSession:
+    """Load a model or a file into onnxruntime, on all cores unless `threads` says otherwise.
 
     Its threads sleep between runs: a spinning pool would slow everything else in this process.
     Raises UnusableInput where onnxruntime refuses the model.
@@ -43,10 +46,14 @@ def session(model: Graph | onnx.ModelProto, threads: int | None = None) -> ort.I
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
+        if isinstance(model, Path):
+            return_freed_memory()
+            return ort.InferenceSession(model, options)
         if _bytes(model) < _MESSAGE_BYTES:
             message = model.to_onnx() if isinstance(model, Graph) else model
             return ort.InferenceSession(message.SerializeToString(), options)
         graph = model if isinstance(model, Graph) else Graph.from_onnx(model)
+        return_freed_memory()
         with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
             graph.save(Path(folder) / "model.onnx")
             return ort.InferenceSession(Path(folder) / "model.onnx", options)

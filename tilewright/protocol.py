@@ -71,7 +71,10 @@ class Pass(Protocol):
 
 
 class LayerDecision(NamedTuple):
-    """How one linear layer runs on the device, and why."""
+    """How one linear layer runs on the device, and why.
+
+    `stored_bytes` is what the artifact keeps for it: weights, and where they belong.
+    """
 
     name: str
     op: str
@@ -79,6 +82,7 @@ class LayerDecision(NamedTuple):
     tile: str
     density: float
     bits: int
+    stored_bytes: int
     kernel: str
     reason: str
 

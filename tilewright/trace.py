@@ -87,7 +87,7 @@ def changes(before: Graph, after: Graph) -> tuple[str, ...]:
     ]
     old_weights, new_weights = before.constants(), after.constants()
     shared = old_weights.keys() & new_weights.keys()
-    changed = sum(not _same(old_weights[name], new_weights[name]) for name in shared)
+    changed = sum(not same_values(old_weights[name], new_weights[name]) for name in shared)
     counts = {
         "weights changed": changed,
         "weights added": len(new_weights.keys() - shared),
@@ -102,7 +102,8 @@ def count_operators(graph: Graph) -> Counter[str]:
     return Counter(node.op for scope in graph.scopes() for node in scope.nodes)
 
 
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
+def same_values(a: np.ndarray, b: np.ndarray) -> bool:
+    """Say whether two arrays hold the same; at once where they are the same memory."""
     if a is b:
         return True
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -17,6 +17,7 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
 from tilewright.measurement import machine, versions
+from tilewright.memory import return_freed_memory
 from tilewright.pipeline import Pipeline, Run
 from tilewright.plan import Level, Plan
 from tilewright.protocol import Build, Context, Executable, Report, silent
@@ -94,7 +95,7 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
             build = backend.build(run.graph, target, folder, report)
         with stages("verify"):
             found = _outputs(backend.load(folder, threads), feeds)
-            verified = _verify(source, run, pipeline, feeds, found)
+            verified = _verify(folder / artifact.MODEL, source, pipeline, feeds, found)
         manifest = {
             **_identity(job, source, target, pipeline),
             **_figures(source.graph, run, build, plan, levels),
@@ -125,6 +126,7 @@ class _Stages:
     def __call__(self, name: str) -> Iterator[None]:
         start = self._clock()
         yield
+        return_freed_memory()
         self.seconds[name] = round(self._clock() - start, 3)
 
 
@@ -139,19 +141,19 @@ def _outputs(executable: Executable, feeds: Sequence[dict[str, np.ndarray]]) -> 
 
 
 def _verify(
+    saved: Path,
     source: Source,
-    run: Run,
     pipeline: Pipeline,
     feeds: Sequence[dict[str, np.ndarray]],
     found: Sequence[Outputs],
 ) -> dict[str, Any]:
     """Compare the artifact with its model.onnx, and with the original if nothing was pruned."""
-    against = {"model.onnx": run.graph}
+    against: dict[str, Graph | Path] = {"model.onnx": saved}
     if all(step.keeps_outputs for step in pipeline.passes):
         against["the original"] = source.graph
     worst = Agreement(0.0, 0.0, "")
-    for name, graph in against.items():
-        agreement = _worst_agreement(graph, feeds, found)
+    for name, model in against.items():
+        agreement = _worst_agreement(model, feeds, found)
         if not agreement.within(AGREES):
             raise CheckFailed(
                 f"verify: the compiled artifact disagrees with {name} under onnxruntime: "
@@ -169,9 +171,9 @@ def _verify(
 
 
 def _worst_agreement(
-    graph: Graph, feeds: Sequence[dict[str, np.ndarray]], found: Sequence[Outputs]
+    model: Graph | Path, feeds: Sequence[dict[str, np.ndarray]], found: Sequence[Outputs]
 ) -> Agreement:
-    session = oracle.session(graph)
+    session = oracle.session(model)
     return max(
         (compare(oracle.outputs_of(session, f), o) for f, o in zip(feeds, found, strict=True)),
         key=lambda agreement: agreement.max_rel_error,
@@ -206,7 +208,11 @@ def _figures(
             "overall": round(1 - active / kept, 6) if kept else 0.0,
             "tiled": round(skipped / in_layers, 6) if in_layers else 0.0,
         },
-        "bytes": {"dense": parameter_bytes(dense), "stored": build.stored_bytes},
+        "bytes": {
+            "dense": parameter_bytes(dense),
+            "stored": build.stored_bytes,
+            "pruned_layers": _pruned_bytes(dense, build),
+        },
         "layers": [layer._asdict() for layer in build.layers],
         "islands": [note._asdict() for note in build.islands],
         "notes": [
@@ -215,6 +221,20 @@ def _figures(
             for note in notes
         ],
         "details": dict(build.details),
+    }
+
+
+def _pruned_bytes(dense: Graph, build: Build) -> dict[str, int]:
+    """Return the fp32 bytes of the layers that lost weights, and what is stored for them."""
+    before = {
+        layer.name: np.count_nonzero(layer.matrix()) / layer.matrix().size
+        for layer in linear_layers(dense)
+        if layer.matrix().size
+    }
+    pruned = [d for d in build.layers if d.density < before.get(d.name, 1.0)]
+    return {
+        "dense": sum(4 * d.shape[0] * d.shape[1] for d in pruned),
+        "stored": sum(d.stored_bytes for d in pruned),
     }
 
 

@@ -22,7 +22,7 @@ from tilewright.threads import spread_over_cores
 # Pivots gathered before Hinv is updated: one matrix product instead of so many outer ones.
 _DELAYED = 128
 # Copies of Hinv worked on at a time, in bytes: enough to share numpy's calls among tiles.
-_BATCH_BYTES = 96 << 20
+_BATCH_BYTES = 32 << 20
 
 
 def damped(hessian: np.ndarray, damp: float) -> np.ndarray:

@@ -24,6 +24,14 @@ def test_weights_cannot_be_written_to() -> None:
         weights["w1"][0, 0] = 1
 
 
+def test_a_graph_keeps_nothing_of_the_message_it_came_from() -> None:
+    # One part of a message, such as its list of operator sets, keeps all its weights in memory.
+    model = small_model("g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    domains = Graph.from_onnx(model).gs.import_domains
+    del model.opset_import[:]
+    assert [(d.domain, d.version) for d in domains] == [("", 17)]
+
+
 def test_a_new_constant_leaves_the_array_it_was_made_of_alone() -> None:
     values = np.zeros(3)
     assert not constant("c", values).values.flags.writeable

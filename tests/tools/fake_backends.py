@@ -31,8 +31,9 @@ class Faithful:
                 layer.node.op,
                 (layer.outputs, layer.inputs, layer.positions),
                 str(target.tile_for(layer)),
-                1.0,
+                np.count_nonzero(layer.matrix()) / layer.matrix().size,
                 32,
+                layer.matrix().nbytes,
                 "dense",
                 "it is a test",
             )

@@ -69,6 +69,18 @@ def test_json_is_one_object_with_the_keys_that_others_rely_on(
     assert set(found["latency"]) >= {"min_ms", "median_ms", "device"}
 
 
+def test_the_bytes_of_pruned_layers_are_counted_apart(
+    run: Cli, model: Path, target: str
+) -> None:
+    pruned = "prune-tiles{sparsity=0.5,ends=true,smallest=100}"
+    options = ("--target", target, "--pipeline", pruned, "--json")
+    size = run("compile", model, *options).json()["bytes"]
+    # The first layer has 8 x 16 weights; the second, with 16 x 4, is too small to be pruned.
+    assert size["pruned_layers"] == {"dense": 512, "stored": 512}
+    dense = run("compile", model, "--target", target, "--sparsity", "0", "--json").json()
+    assert dense["bytes"]["pruned_layers"] == {"dense": 0, "stored": 0}
+
+
 def test_the_same_inputs_give_the_same_bytes(
     run: Cli, model: Path, target: str, tmp_path: Path
 ) -> None:

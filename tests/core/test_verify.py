@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from tests.graphs import three_layers
+from tests.small_models import small_graph
+from tilewright import verify
+from tilewright.graph import Graph, constant
+from tilewright.verify import Agreement, compare, unchanged
+
+
+def test_the_largest_error_is_found_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_COMPARED", 2)
+    expected = {"y": np.array([[8, 1, 1], [1, 1, 1]], np.float32)}
+    found = {"y": np.array([[8, 1, 1], [1, 1, 3]], np.float32)}
+    assert compare(expected, found) == Agreement(2.0, 0.25, "y")
+
+
+def test_nan_never_agrees_with_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_COMPARED", 1)
+    one, nan = {"y": np.ones(3)}, {"y": np.array([1, np.nan, 1])}
+    assert not compare(one, nan).within(1e-3)
+    assert compare(nan, nan).within(0)
+
+
+def test_a_copy_and_one_with_other_shapes_noted_are_unchanged() -> None:
+    graph = three_layers()
+    edited = graph.edit()
+    edited.nodes[0].outputs[0].shape = None
+    assert unchanged(graph, edited)
+
+
+def test_another_weight_attribute_or_wire_is_a_change() -> None:
+    text = "g (float[2,2] x, float[2,2] z) => (float[2,2] y) { y = Gemm<alpha=0.5>(x, w) }"
+    graph = small_graph(text, w=np.eye(2, dtype=np.float32))
+
+    def edited() -> Graph:
+        return graph.edit()
+
+    weight, attribute, wire = edited(), edited(), edited()
+    weight.nodes[0].inputs[1].values = constant("w", np.ones((2, 2), np.float32)).values
+    attribute.nodes[0].attrs["alpha"] = 0.25
+    wire.nodes[0].inputs[0] = wire.inputs[1]
+    assert not any(unchanged(graph, other) for other in (weight, attribute, wire))
