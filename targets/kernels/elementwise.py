@@ -153,6 +153,16 @@ class Math:
         """Name a value that is used more than once."""
         return self.pen.register(value)
 
+    def opaque(self, value: Expr) -> Expr:
+        """Pass a value through scratch memory, which LLVM turns back into a register.
+
+        TVM's simplifier looks through names but not through memory: it would walk all that a
+        deep expression hangs on, once a use, for seconds.
+        """
+        cell = self.pen.local(self.width)
+        cell.store(0, value, self.width)
+        return self.keep(cell.load(0, self.width))
+
     def polynomial(self, x: Expr, coefficients: tuple[float, ...]) -> Expr:
         """Evaluate by Horner's rule, highest power first."""
         result = self.f(coefficients[0])
@@ -185,7 +195,7 @@ class Math:
 
     def log(self, x: Expr) -> Expr:
         """Natural logarithm by exponent and a polynomial on [sqrt(1/2), sqrt(2)) (Cephes)."""
-        bits = self.keep(tirx.reinterpret(self.typed("int32"), x))
+        bits = self.keep(tirx.reinterpret(self.typed("int32"), self.opaque(x)))
         half = number(0x3F000000, "int32", self.width)
         low = tirx.bitwise_and(bits, number(0x007FFFFF, "int32", self.width))
         m = self.keep(tirx.reinterpret(self.typed("float32"), tirx.bitwise_or(low, half)))
@@ -193,7 +203,7 @@ class Math:
         e = self.keep(tirx.Cast(self.typed("float32"), raw - number(126, "int32", self.width)))
         small = self.keep(m < self.f(math.sqrt(0.5)))
         e = self.keep(e - tirx.Select(small, self.f(1.0), self.f(0.0)))
-        m = self.keep(tirx.Select(small, m + m, m) - self.f(1.0))
+        m = self.opaque(tirx.Select(small, m + m, m) - self.f(1.0))
         z = self.keep(m * m)
         y = self.polynomial(m, _LOG) * m * z + e * self.f(-2.12194440e-4) - z * self.f(0.5)
         return self.keep(m + y + e * self.f(0.693359375))
@@ -263,7 +273,7 @@ def _elu(m: Math, x: Expr) -> Expr:
 
 def _softplus(m: Math, x: Expr) -> Expr:
     # log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), which cannot overflow.
-    tail = m.log(m.keep(m.f(1.0) + m.exp(m.keep(m.f(0.0) - m.llvm("fabs", x)))))
+    tail = m.log(m.f(1.0) + m.exp(m.f(0.0) - m.llvm("fabs", x)))
     return tirx.max(x, m.f(0.0)) + tail
 
 
