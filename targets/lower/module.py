@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from tilewright.targets.kernels.pen import Isa, dtype_of, write_prim_func
 from tilewright.targets.lower.program import Call, Island, Kernel, Program
@@ -68,9 +68,36 @@ def relax_module(program: Program, bases: Bases, isa: Isa) -> tvm.IRModule:
 
 def compile_library(module: tvm.IRModule, isa: Isa, path: Path, link: Link) -> None:
     """Compile a module for an instruction set and link it into `path`."""
+    tvm.tirx.register_tir_pipeline(_PIPELINE, _kernel_pipeline)
     target = tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu, "opt-level": 3})
-    executable = tvm.compile(module, target=target)
+    executable = tvm.compile(module, target=target, tir_pipeline=_PIPELINE)
     executable.export_library(str(path), fcompile=link)
+
+
+_PIPELINE = "tilewright"
+
+
+def _kernel_pipeline() -> tuple[Any, Any, Any]:
+    """Return TVM's lowering without the passes that our kernels leave nothing to do.
+
+    They come without blocks, without buffers to place, and vectorized; walking their long
+    unrolled bodies with every schedule pass took two thirds of the compile time.
+    """
+    passes = tirx.transform
+    lower = tvm.ir.transform.Sequential(
+        [
+            passes.FlattenBuffer(),
+            passes.NarrowDataType(32),
+            passes.StmtSimplify(),
+            passes.CommonSubexprElim(),
+            passes.VerifyMemory(),
+            passes.AnnotateEntryFunc(),
+            passes.SplitHostDevice(),
+            passes.MakePackedAPI(),
+        ]
+    )
+    _, *finalize = tvm.tirx.get_tir_pipeline("s_tir")
+    return (lower, *finalize)
 
 
 def _call(call: Call, name: str, arrays: dict[str, Any], bases: Bases) -> Any:
