@@ -13,9 +13,9 @@ from tilewright.protocol import LayerDecision
 from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.elementwise import Chain
 from tilewright.targets.kernels.pen import vector_starts
-from tilewright.targets.kernels.planes import PadKernel, PlaneShape
 from tilewright.targets.kernels.tile import TileKernel
 from tilewright.targets.lower.lowering import Lowering, NotLowered
+from tilewright.targets.lower.planes import pad_planes, plane_shape
 from tilewright.targets.lower.program import Ref
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.tiles import (
@@ -271,89 +271,6 @@ def _conv(lowering: Lowering, node: gs.Node) -> Problem:
     return Problem(layer.matrix(), source, offsets, 1)
 
 
-def pad_planes(
-    lowering: Lowering, name: str, window: Window, shape: PlaneShape
-) -> tuple[Window, np.ndarray]:
-    """Copy (images, channels, rows, columns) into padded planes.
-
-    Returns the planes as (images, channels, elements) and the offset of each
-    (channel, row of the window, column of the window).
-    """
-    images, channels = window.shape[:2]
-    planes = lowering.program.tensor(
-        f"{name}.padded", (images, channels, shape.elements), "float32"
-    )
-    source = image_strides(window)
-    target = (planes.strides[0], planes.strides[1])
-    kernel = PadKernel(images, channels, shape, source, target)
-    lowering.program.call(kernel, [window, planes], [name])
-    taps = [shape.tap(y, x) for y in range(shape.kernel[0]) for x in range(shape.kernel[1])]
-    offsets = np.add.outer(np.arange(channels) * shape.elements, np.asarray(taps))
-    return planes, offsets.reshape(-1).astype(np.int32)
-
-
-def image_strides(window: Window) -> Strides:
-    """Return the strides of (images, channels, columns), or with rows before the columns."""
-    s = window.strides
-    return Strides(s[0], s[1], s[2] if len(s) == 4 else 0, s[-1])
-
-
-def plane_shape(node: gs.Node) -> PlaneShape | None:
-    """Return how a node's window moves over its planes, or None where it takes each place once.
-
-    Raises NotLowered for other than one or two spatial axes.
-    """
-    shape, out = static_shape(node.inputs[0]), static_shape(node.outputs[0])
-    assert shape is not None
-    assert out is not None
-    rank = len(shape) - 2
-    if rank not in (1, 2):
-        raise NotLowered(f"{node.op} over {rank} spatial axes")
-    if node.op == "Conv":
-        kernel = list(node.inputs[1].shape[2:])
-    else:
-        kernel = list(node.attrs["kernel_shape"])
-    stride = list(node.attrs.get("strides", [1] * rank))
-    dilation = list(node.attrs.get("dilations", [1] * rank))
-    before = pads_before(node, shape[2:], out[2:], kernel, stride, dilation)
-    one_place = all(k == 1 and s == 1 for k, s in zip(kernel, stride, strict=True))
-    if one_place and not any(before) and shape[2:] == out[2:]:
-        return None
-    lead = [1] * (2 - rank)
-    return PlaneShape(
-        height=shape[2] if rank == 2 else 1,
-        width=shape[-1],
-        top=before[0] if rank == 2 else 0,
-        left=before[-1],
-        out_height=out[2] if rank == 2 else 1,
-        out_width=out[-1],
-        kernel=_pair(lead + kernel),
-        stride=_pair(lead + stride),
-        dilation=_pair(lead + dilation),
-    )
-
-
-def pads_before(
-    node: gs.Node,
-    extents: Sequence[int],
-    out: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    """Return the padding before each spatial axis, resolving auto_pad."""
-    auto = node.attrs.get("auto_pad", "NOTSET")
-    if auto in ("NOTSET", ""):
-        return list(node.attrs.get("pads", [0] * (2 * len(extents))))[: len(extents)]
-    if auto == "VALID":
-        return [0] * len(extents)
-    before = []
-    for n, o, k, s, d in zip(extents, out, kernel, stride, dilation, strict=True):
-        total = max(0, (o - 1) * s + (k - 1) * d + 1 - n)
-        before.append(total // 2 if auto == "SAME_UPPER" else -(-total // 2))
-    return before
-
-
 def bias_window(
     lowering: Lowering, node: gs.Node, shape: tuple[int, ...], channel: int
 ) -> Window | None:
@@ -373,8 +290,3 @@ def bias_window(
         strides[channel] = window.strides[0]
         return Window(window.buffer, shape, tuple(strides), window.offset)
     return window.broadcast(shape)
-
-
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    first, second = values
-    return int(first), int(second)
