@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tile:
-    """`outputs` x `inputs` weights of a (outputs, inputs) matrix that share one zero pattern."""
+    """`outputs` x `inputs` weights of an (outputs, inputs) matrix with one zero pattern."""
 
     outputs: int
     inputs: int = 1

@@ -22,34 +22,28 @@ from tilewright.targets.kernels.elementwise import Chain, number, run_chain
 from tilewright.targets.kernels.pen import Expr, Isa, Pen
 
 # Arguments that every tile kernel takes first; chain operands and outputs follow.
-SOURCE, VALUES, OFFSETS, TILES, ROWS = range(5)
-ARGUMENTS = ("float32", "weights", "indices", "indices", "indices")
+SOURCE, VALUES, OFFSETS, TILES, ROWS, GROUPS = range(6)
+ARGUMENTS = ("float32", "weights", "indices", "indices", "indices", "indices")
 # A row of the tile table: where its values, offsets and rows start, and its steps.
 TABLE_COLUMNS = 4
 
-_PARALLEL_MACS = 100_000  # below, the launch of the thread pool costs more than it saves
+PARALLEL_MACS = 100_000  # below, the launch of the thread pool costs more than it saves
 _CHUNKS = 16
-
-
-@dataclass(frozen=True)
-class TileGroup:
-    """Tiles of equal height, neighbours in the tile table."""
-
-    height: int
-    first: int
-    count: int
 
 
 @dataclass(frozen=True)
 class TileKernel:
     """Y = chain(W X) for one layer.
 
-    `images` x `height` x `width` positions; `source` walks the activations (its `n` is unused:
-    offsets come from the list); `operands` and `outputs` belong to the chain.
+    `heights` lists the tile heights that occur; how many tiles of each there are, and where
+    they start in the tile table, is read at run time, so layers of one shape share the kernel
+    whatever their zeros. There are `images` x `height` x `width` positions. `source` walks the
+    activations (its `n` is unused: offsets come from the list); `operands` and `outputs` belong
+    to the chain.
     """
 
     lanes: str
-    groups: tuple[TileGroup, ...]
+    heights: tuple[int, ...]
     images: int
     height: int
     width: int
@@ -59,7 +53,7 @@ class TileKernel:
     operand_dtypes: tuple[str, ...]
     outputs: tuple[Strides, ...]
     output_dtypes: tuple[str, ...]
-    macs: int
+    parallel: bool
     split_positions: bool
 
     @property
@@ -73,67 +67,61 @@ class TileKernel:
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
-        parallel = self.macs >= _PARALLEL_MACS
         if self.lanes == "positions":
-            self._write_positions(pen, parallel)
+            self._write_positions(pen)
         else:
-            self._write_channels(pen, parallel)
+            self._write_channels(pen)
 
-    def _write_positions(self, pen: Pen, parallel: bool) -> None:
+    def _write_positions(self, pen: Pen) -> None:
         lanes = pen.isa.width_for(self.width)
-        for group in self.groups:
-            nests = cut(self.height, self.width, lanes, vectors_beside(pen.isa, group.height))
-            for nest in nests:
-                self._tiles(
-                    pen,
-                    group,
-                    nest,
-                    parallel,
-                    partial(self._positions_block, pen, nest, group.height, lanes),
-                )
+        for group, rows in enumerate(self.heights):
+            for nest in cut(self.height, self.width, lanes, vectors_beside(pen.isa, rows)):
+                block = partial(self._positions_block, pen, nest, rows, lanes)
+                self._tiles(pen, group, nest, block)
 
-    def _write_channels(self, pen: Pen, parallel: bool) -> None:
-        for group in self.groups:
-            lanes = pen.isa.width_for(group.height)
-            vectors = -(-group.height // lanes)
+    def _write_channels(self, pen: Pen) -> None:
+        for group, rows in enumerate(self.heights):
+            lanes = pen.isa.width_for(rows)
+            vectors = -(-rows // lanes)
             most = max(1, (pen.isa.registers - 1 - vectors) // vectors)
             for nest in cut(self.height, self.width, 1, min(most, 14)):
-                self._tiles(
-                    pen,
-                    group,
-                    nest,
-                    parallel,
-                    partial(self._channels_block, pen, nest, vectors, lanes),
-                )
+                block = partial(self._channels_block, pen, nest, vectors, lanes)
+                self._tiles(pen, group, nest, block)
 
     def _tiles(
         self,
         pen: Pen,
-        group: TileGroup,
+        group: int,
         nest: Nest,
-        parallel: bool,
         block: Callable[[Expr, Expr, Expr, Expr], None],
     ) -> None:
         """Loop over images, blocks and tiles; the threads share blocks or tiles."""
         if self.split_positions:
             shared = self.images * nest.rows * nest.columns
-            with pen.parallel(shared, parallel) as flat:
+            with pen.parallel(shared, self.parallel) as flat:
                 b = flat // (nest.rows * nest.columns)
                 y = nest.y0 + flat // nest.columns % nest.rows * nest.y_step
                 x = nest.x0 + flat % nest.columns * nest.x_step
-                with pen.serial(group.count) as tile:
-                    block(b, y, x, group.first + tile)
+                first, count = self._group(pen, group)
+                with pen.serial(count) as tile:
+                    block(b, y, x, first + tile)
             return
-        chunks = min(_CHUNKS, group.count)
-        with pen.parallel(chunks, parallel) as chunk:
-            low = pen.register(chunk * group.count // chunks)
-            high = pen.register((chunk + 1) * group.count // chunks)
+        chunks = _CHUNKS if self.parallel else 1
+        with pen.parallel(chunks, self.parallel) as chunk:
+            first, count = self._group(pen, group)
+            low = pen.register(chunk * count // chunks)
+            high = pen.register((chunk + 1) * count // chunks)
             with (
                 pen.serial(self.images) as b,
                 nest.walk(pen) as (y, x),
                 pen.serial(high - low) as tile,
             ):
-                block(b, y, x, group.first + low + tile)
+                block(b, y, x, first + low + tile)
+
+    def _group(self, pen: Pen, group: int) -> tuple[Expr, Expr]:
+        """Return a group's first tile and its number of tiles."""
+        first, count = (pen.register(pen.load(GROUPS, 2 * group + i)) for i in range(2))
+        return first, count
 
     def _positions_block(
         self,

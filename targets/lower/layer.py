@@ -13,7 +13,7 @@ from tilewright.protocol import LayerDecision
 from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.elementwise import Chain
 from tilewright.targets.kernels.pen import vector_starts
-from tilewright.targets.kernels.tile import TileKernel
+from tilewright.targets.kernels.tile import PARALLEL_MACS, TileKernel
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes, plane_shape
 from tilewright.targets.lower.program import Ref
@@ -115,7 +115,7 @@ def call_tiles(
     packed = _pack(lowering, choice, matrix, problem.offsets)
     kernel = TileKernel(
         lanes=choice.lanes,
-        groups=packed.groups,
+        heights=packed.heights,
         images=extents[0],
         height=extents[1],
         width=extents[2],
@@ -125,13 +125,13 @@ def call_tiles(
         operand_dtypes=tuple(w.dtype for w in operands),
         outputs=tuple(ends[len(operands) :]),
         output_dtypes=tuple(w.dtype for w in outputs),
-        macs=positions * packed.steps,
+        parallel=positions * packed.steps >= PARALLEL_MACS,
         split_positions=_split_positions(matrix, positions, packed),
     )
     program = lowering.program
     weights = [
         program.constant(f"{node.name}.{part}", getattr(packed, part))
-        for part in ("values", "offsets", "table", "rows")
+        for part in ("values", "offsets", "table", "rows", "groups")
     ]
     source = Ref(problem.source.buffer, problem.source.offset)
     program.call(kernel, [source, *weights, *windows], [n.name for n in region.nodes])

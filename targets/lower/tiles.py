@@ -11,25 +11,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilewright.targets.kernels.pen import Isa, vector_starts
-from tilewright.targets.kernels.tile import TileGroup
 
 # What a step costs beside its multiply-adds, in rows: loading activations and their offset.
 _STEP_ROWS = 1.2
+# Rows whose patterns united grow by no more than this share belong together.
+_STRAY = 1.05
 
 
 @dataclass(frozen=True, eq=False)
 class PackedTiles:
-    """Arrays for the tile kernel, and the groups it loops over.
+    """Arrays for the tile kernel, and the heights of tiles it loops over.
 
-    `values` float32, `offsets`, `table` (tiles, 4) and `rows` int32; `steps` counts the
-    columns of all tiles that are kept, times their rows: the multiply-adds of one position.
+    `values` float32; `offsets`, `table` (tiles, 4), `rows` and `groups` int32; `groups` has the
+    first tile and the number of tiles of each height. `steps` counts the columns of all tiles
+    that are kept, times their rows: the multiply-adds of one position.
     """
 
     values: np.ndarray
     offsets: np.ndarray
     table: np.ndarray
     rows: np.ndarray
-    groups: tuple[TileGroup, ...]
+    groups: np.ndarray
+    heights: tuple[int, ...]
     steps: int
 
     def stored_bytes(self) -> int:
@@ -63,7 +66,7 @@ def pack_for_positions(
     column's activation lies. With `dense`, zeros are computed like any other weight.
     """
     tiles = []
-    for rows, columns in _equal_rows(matrix, dense):
+    for rows, columns in _equal_rows(matrix, rows_each, dense):
         for first in range(0, len(rows), rows_each):
             part = rows[first : first + rows_each]
             values = matrix[np.ix_(np.asarray(part), columns)].T
@@ -94,7 +97,7 @@ def pack_for_channels(
 def sparse_steps(matrix: np.ndarray, rows_each: int) -> float:
     """Estimate the cost of lanes = positions on these zeros, in multiply-adds a position."""
     cost = 0.0
-    for rows, columns in _equal_rows(matrix, dense=False):
+    for rows, columns in _equal_rows(matrix, rows_each, dense=False):
         full, rest = divmod(len(rows), rows_each)
         per_column = full * (rows_each + _STEP_ROWS) + (rest + _STEP_ROWS if rest else 0.0)
         cost += per_column * len(columns)
@@ -107,15 +110,33 @@ def dense_steps(matrix: np.ndarray, rows_each: int) -> float:
     return float(inputs * outputs * (1 + _STEP_ROWS / rows_each))
 
 
-def _equal_rows(matrix: np.ndarray, dense: bool) -> list[tuple[list[int], np.ndarray]]:
+def _equal_rows(
+    matrix: np.ndarray, rows_each: int, dense: bool
+) -> list[tuple[list[int], np.ndarray]]:
     """Group rows by zero pattern, in order of first appearance."""
     outputs, inputs = matrix.shape
     if dense:
         return [(list(range(outputs)), np.arange(inputs))]
+    masks = _with_stray_zeros(matrix != 0, rows_each)
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for row, bits in enumerate(np.packbits(matrix != 0, axis=1)):
+    for row, bits in enumerate(np.packbits(masks, axis=1)):
         groups[bits.tobytes()].append(row)
-    return [(rows, np.flatnonzero(matrix[rows[0]])) for rows in groups.values()]
+    return [(rows, np.flatnonzero(masks[rows[0]])) for rows in groups.values()]
+
+
+def _with_stray_zeros(masks: np.ndarray, rows_each: int) -> np.ndarray:
+    """Let rows that were pruned together share one pattern despite a few zeros of their own.
+
+    A weight inside a kept tile may happen to be zero; computing it costs less than a tile of
+    fewer rows would.
+    """
+    masks = masks.copy()
+    for first in range(0, len(masks), rows_each):
+        block = masks[first : first + rows_each]
+        union = block.any(axis=0)
+        if union.sum() * len(block) <= _STRAY * block.sum():
+            block[:] = union
+    return masks
 
 
 def _assemble(tiles: list[_Tile], offsets: np.ndarray) -> PackedTiles:
@@ -137,19 +158,16 @@ def _assemble(tiles: list[_Tile], offsets: np.ndarray) -> PackedTiles:
         table.append((values_at, lists[key], rows_at, tile.columns.size))
         values_at += tile.values.size
         rows_at += len(tile.starts)
-    groups: list[TileGroup] = []
-    for index, tile in enumerate(tiles):
-        if groups and groups[-1].height == tile.height:
-            last = groups[-1]
-            groups[-1] = TileGroup(last.height, last.first, last.count + 1)
-        else:
-            groups.append(TileGroup(tile.height, index, 1))
+    heights = [tile.height for tile in tiles]
+    present = sorted(set(heights), reverse=True)
+    groups = [(heights.index(height), heights.count(height)) for height in present]
     return PackedTiles(
         values=_joined([t.values.astype(np.float32).ravel() for t in tiles], np.float32),
         offsets=_joined(all_offsets, np.int32),
         table=np.asarray(table, np.int32).reshape(-1, 4),
         rows=np.asarray([s for t in tiles for s in t.starts], np.int32),
-        groups=tuple(groups),
+        groups=np.asarray(groups, np.int32).reshape(-1, 2),
+        heights=tuple(present),
         steps=sum(t.height * t.columns.size for t in tiles),
     )
 

@@ -25,22 +25,22 @@ MATRICES = hnp.arrays(
 def unpacked_positions(packed: PackedTiles, shape: tuple[int, int]) -> np.ndarray:
     """Rebuild the matrix the way the kernel walks it; offsets are column numbers here."""
     matrix = np.zeros(shape, np.float32)
-    for group in packed.groups:
-        for tile in range(group.first, group.first + group.count):
+    for height, (start, count) in zip(packed.heights, packed.groups, strict=True):
+        for tile in range(start, start + count):
             values, offsets, rows, steps = packed.table[tile]
             for p in range(steps):
-                for r in range(group.height):
-                    value = packed.values[values + p * group.height + r]
+                for r in range(height):
+                    value = packed.values[values + p * height + r]
                     matrix[packed.rows[rows + r], packed.offsets[offsets + p]] = value
     return matrix
 
 
 def unpacked_channels(packed: PackedTiles, shape: tuple[int, int], isa: Isa) -> np.ndarray:
     matrix = np.zeros(shape, np.float32)
-    for group in packed.groups:
-        lanes = isa.width_for(group.height)
-        vectors = len(vector_starts(group.height, lanes))
-        for tile in range(group.first, group.first + group.count):
+    for height, (start, count) in zip(packed.heights, packed.groups, strict=True):
+        lanes = isa.width_for(height)
+        vectors = len(vector_starts(height, lanes))
+        for tile in range(start, start + count):
             values, offsets, rows, steps = packed.table[tile]
             for p in range(steps):
                 column = packed.offsets[offsets + p]
@@ -61,7 +61,8 @@ def test_packing_for_positions_and_unpacking_gives_the_matrix(
     packed = pack_for_positions(matrix, columns, 4, dense)
     np.testing.assert_array_equal(unpacked_positions(packed, matrix.shape), matrix)
     kept = matrix.size if dense else np.count_nonzero(matrix)
-    assert packed.steps == kept
+    # A stray zero inside a tile is computed: at most one step in twenty.
+    assert kept <= packed.steps <= (kept if dense else 1.05 * kept)
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -80,9 +81,8 @@ def test_packing_for_channels_and_unpacking_gives_the_matrix(
 def test_every_row_is_stored_once_even_where_it_is_all_zeros(matrix: np.ndarray) -> None:
     packed = pack_for_positions(matrix, np.arange(matrix.shape[1]), 4, dense=False)
     assert sorted(packed.rows.tolist()) == list(range(matrix.shape[0]))
-    heights = [group.height for group in packed.groups]
-    assert heights == sorted(set(heights), reverse=True)
-    assert sum(group.count for group in packed.groups) == len(packed.table)
+    assert list(packed.heights) == sorted(set(packed.heights), reverse=True)
+    assert packed.groups[:, 1].sum() == len(packed.table)
 
 
 def test_rows_of_one_zero_pattern_share_a_tile_wherever_they_stand() -> None:
@@ -90,7 +90,8 @@ def test_rows_of_one_zero_pattern_share_a_tile_wherever_they_stand() -> None:
     matrix = np.array([even, odd, even, odd, even], np.float32)
     packed = pack_for_positions(matrix, np.arange(4), 4, dense=False)
     assert packed.rows.tolist() == [0, 2, 4, 1, 3]
-    assert [(g.height, g.count) for g in packed.groups] == [(3, 1), (2, 1)]
+    assert packed.heights == (3, 2)
+    assert packed.groups.tolist() == [[0, 1], [1, 1]]
     assert packed.table[:, 3].tolist() == [2, 2]
 
 
@@ -125,3 +126,12 @@ def test_zeros_in_common_columns_are_cheaper_than_scattered_ones() -> None:
         scattered[row, (np.arange(8) * 3 + row) % 16] = 0.0
     assert sparse_steps(tiled, 4) == dense_steps(tiled, 4) / 2
     assert sparse_steps(scattered, 4) > sparse_steps(tiled, 4)
+
+
+def test_a_stray_zero_in_a_kept_tile_does_not_split_it() -> None:
+    matrix = np.ones((4, 40), np.float32)
+    matrix[:, 1::2] = 0.0
+    matrix[2, 6] = 0.0
+    packed = pack_for_positions(matrix, np.arange(40), 4, dense=False)
+    assert packed.heights == (4,)
+    assert packed.table[:, 3].tolist() == [20]
