@@ -260,8 +260,10 @@ class _Program:
     def __init__(self, folder: Path, threads: int | None) -> None:
         content = _read_program(folder)
         wanted = threads or content["threads"] or len(os.sched_getaffinity(0))
-        # The pool reads this when it starts; a later change goes through the runtime.
+        # The pool reads these when it starts; a later change goes through the runtime.
         os.environ.setdefault("TVM_NUM_THREADS", str(wanted))
+        # A pinned worker and the caller, which is not, end up on one core at times.
+        os.environ.setdefault("TVM_BIND_THREADS", "0")
         import tvm
         from tvm import relax
 
