@@ -8,8 +8,9 @@ this is ExactOBS (Frantar & Alistarh, "Optimal Brain Compression", 2022) with a 
 
 Eliminating B from Hinv is one step of a Cholesky factorisation whose pivots are the cheapest
 blocks. Hence the mask search is a pivoted Cholesky, with the updates of Hinv delayed and
-applied many at once; the search is greedy and exact up to the rounding of float32. The
-values do not depend on that rounding: they are solved for afterwards, in float64, on the
+applied many at once; the search is greedy, exact up to the rounding of float32 for up to
+`_ROUNDS` eliminations, and takes the few cheapest blocks at a time beyond that. The values do
+not depend on that rounding: they are solved for afterwards, in float64, on the
 support that the search found.
 """
 
@@ -21,6 +22,8 @@ from tilewright.threads import spread_over_cores
 
 # Pivots gathered before Hinv is updated: one matrix product instead of so many outer ones.
 _DELAYED = 128
+# Rounds of elimination at least: from twice as many blocks to drop on, two go in a round.
+_ROUNDS = 128
 # Copies of Hinv worked on at a time, in bytes: enough to share numpy's calls among tiles.
 _BATCH_BYTES = 32 << 20
 
@@ -147,6 +150,7 @@ def _elimination_order(
     alive = np.tile(np.arange(inverse.shape[0] // width), (tiles, 1))
     a = np.tile(inverse, (tiles, 1, 1))
     order = np.empty((tiles, steps), dtype=np.int64)
+    together = max(1, steps // _ROUNDS)
     step = 0
     while step < steps:
         count = min(_DELAYED // width or 1, steps - step)
@@ -154,20 +158,21 @@ def _elimination_order(
         gone = np.zeros((tiles, blocks), dtype=bool)
         u = np.empty((tiles, count * width, blocks * width), dtype=np.float32)
         d = _diagonal_blocks(a, width)
-        for j in range(count):
+        for j in range(0, count, together):
             scores = _scores(w, d)
             scores[gone] = np.inf
-            pivot = scores.argmin(axis=1)
-            gone[every, pivot] = True
-            order[:, step + j] = alive[every, pivot]
-            done, fresh = u[:, : j * width], u[:, j * width : (j + 1) * width]
-            if width == 1:
-                _eliminate_column(w, a, done, fresh, pivot)
-                d[:, :, 0, 0] -= np.square(fresh[:, 0])
+            pivots = _smallest(scores, min(together, count - j))
+            gone[every[:, None], pivots] = True
+            number = pivots.shape[1]
+            order[:, step + j : step + j + number] = alive[every[:, None], pivots]
+            done, fresh = u[:, : j * width], u[:, j * width : (j + number) * width]
+            at = (pivots[:, :, None] * width + np.arange(width)).reshape(tiles, -1)
+            if at.shape[1] == 1:
+                _eliminate_column(w, a, done, fresh, at[:, 0])
             else:
-                _eliminate_block(w, a, done, fresh, pivot)
-                by_block = fresh.reshape(tiles, width, blocks, width)
-                d -= np.einsum("tanx,tany->tnxy", by_block, by_block)
+                _eliminate_columns(w, a, done, fresh, at)
+            by_block = fresh.reshape(tiles, number * width, blocks, width)
+            d -= np.einsum("tanx,tany->tnxy", by_block, by_block)
         step += count
         if step < steps:
             alive, w, a = _without(alive, w, a, u, gone, width)
@@ -188,17 +193,23 @@ def _eliminate_column(
     w -= (w[every, :, pivot] * root[:, None])[:, :, None] * row[:, None, :]
 
 
-def _eliminate_block(
-    w: np.ndarray, a: np.ndarray, done: np.ndarray, fresh: np.ndarray, pivot: np.ndarray
+def _eliminate_columns(
+    w: np.ndarray, a: np.ndarray, done: np.ndarray, fresh: np.ndarray, at: np.ndarray
 ) -> None:
-    """Do the same with a block of columns a tile, as many as `fresh` has rows."""
-    width = fresh.shape[1]
-    at = pivot[:, None] * width + np.arange(width)
-    row = a[np.arange(len(pivot))[:, None], at]
+    """Do the same with several columns of each tile, `at` (tiles, rows of `fresh`)."""
+    row = a[np.arange(len(at))[:, None], at]
     row -= np.take_along_axis(done, at[:, None], axis=2).transpose(0, 2, 1) @ done
     root = np.linalg.inv(np.linalg.cholesky(np.take_along_axis(row, at[:, None], axis=2)))
     fresh[:] = root @ row
     w -= (np.take_along_axis(w, at[:, None], axis=2) @ root.transpose(0, 2, 1)) @ fresh
+
+
+def _smallest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return the places of the `count` smallest scores of each tile, in place order."""
+    if count == 1:
+        return np.asarray(scores.argmin(axis=1)[:, None])
+    found = np.argpartition(scores, count - 1, axis=1)[:, :count]
+    return np.sort(found, axis=1)
 
 
 def _scores(w: np.ndarray, d: np.ndarray) -> np.ndarray:
