@@ -44,15 +44,20 @@ def bind_dims(
                 open_keys.append(_key(dim, place))
     if unknown := [key for key in dims if key not in used]:
         known = ", ".join(f'"{key}"' for key in dict.fromkeys([*sorted(used), *open_keys]))
+        given = f"{unknown[0]}={dims[unknown[0]]}"
+        several = "," in given and given.count("=") > 1
+        each = " ".join(f"--dim {part.strip()}" for part in given.split(","))
         raise UnusableInput(
-            f"--dim {unknown[0]}={dims[unknown[0]]}: {where} has no such open dimension. "
+            f"--dim {given}: {where} has no such open dimension. "
             f"It has {known or 'none at all'}."
+            + (f" Repeat the option for each: {each}" if several else "")
         )
     if open_keys:
         flags = " ".join(f"--dim {shlex.quote(key)}=N" for key in dict.fromkeys(open_keys))
+        count = len(set(open_keys))
         raise UnusableInput(
-            f"{where} leaves {len(set(open_keys))} dimensions open, and a compiled model has "
-            f"fixed shapes. Add, with your sizes for N: {flags}"
+            f"{where} leaves {count} dimension{'s' if count > 1 else ''} open, and a compiled "
+            f"model has fixed shapes. Add, with your sizes for N: {flags}"
         )
     _forget_recorded_shapes(model.graph)
 

@@ -27,7 +27,7 @@ _OTHER_FORMATS = {
 
 
 def read_onnx(
-    path: Path,
+    path: str | Path,
     dims: Mapping[str, int] | None = None,
     defaults: Mapping[str, int] | None = None,
 ) -> Graph:
@@ -39,7 +39,9 @@ def read_onnx(
     hold NaN or Inf, and models that onnxruntime cannot load.
     """
     where = f'Model "{path}"'
+    path = Path(path)
     model = _parse(path)
+    _check_no_strings(model.graph, where)
     external = take_external_data(model, path)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -87,6 +89,15 @@ def _unreadable(path: Path, content: bytes) -> str:
         )
     found = f"begins with {content[:8]!r}" if content else "is empty"
     return f'Model "{path}" is not an ONNX file: it {found}. Give a file that torch.onnx wrote.'
+
+
+def _check_no_strings(graph: onnx.GraphProto, where: str) -> None:
+    for value in graph.input:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+            raise UnusableInput(
+                f'{where} has the input "{value.name}" of strings, which are not supported. '
+                "Cut the model behind the nodes that read text, and feed it their numbers."
+            )
 
 
 def _drop_inputs_that_are_weights(graph: onnx.GraphProto) -> None:

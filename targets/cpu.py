@@ -3,7 +3,7 @@
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,7 +76,7 @@ class CpuBackend:
             module = relax_module(program, Bases(offsets, names), isa)
             compile_library(module, isa, folder / LIBRARY, link_shared)
             stored += (folder / LIBRARY).stat().st_size
-        _write_islands(graph, program, folder)
+        stored += _write_islands(graph, program, folder)
         _write_program(program, folder, names, offsets, arena_bytes, target)
         return Build(
             layers=tuple(program.layers),
@@ -169,10 +169,12 @@ def _in_place(program: Program, places: dict[Buffer, int], count: int) -> Iterat
         yield np.zeros(count - at, program.constants[next(iter(places))].dtype)
 
 
-def _write_islands(graph: Graph, program: Program, folder: Path) -> None:
+def _write_islands(graph: Graph, program: Program, folder: Path) -> int:
+    """Write the models that onnxruntime runs, with their weights; return bytes."""
     islands = [step for step in program.steps if isinstance(step, Island)]
     if not islands:
-        return
+        return 0
+    stored = 0
     whole = graph.to_onnx()
     nodes = {node.name: node for node in whole.graph.node}
     for index, island in enumerate(islands):
@@ -190,7 +192,8 @@ def _write_islands(graph: Graph, program: Program, folder: Path) -> None:
             ir_version=whole.ir_version,
         )
         path = folder / f"island_{index}.onnx"
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        stored += path.write_bytes(model.SerializeToString(deterministic=True))
+    return stored
 
 
 def _names_read(node: onnx.NodeProto) -> set[str]:
@@ -284,8 +287,14 @@ class _Program:
             else:
                 self._parts.append(self._island(folder, part, wanted))
 
-    def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
+    def __call__(self, feeds: Feeds | None = None) -> dict[str, np.ndarray]:
         """Run one inference. Raises UnusableInput where feeds do not fit the model."""
+        if not isinstance(feeds, Mapping):
+            found = "nothing" if feeds is None else type(feeds).__name__
+            raise UnusableInput(
+                f"An artifact takes arrays by input name, and found {found}. "
+                f"Call it with a dict that has the keys {sorted(self._inputs)}."
+            )
         if unknown := set(feeds) - set(self._inputs):
             raise UnusableInput(
                 f"There is no input {sorted(unknown)}; "

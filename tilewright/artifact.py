@@ -28,6 +28,8 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 FORMAT = 1
 
+_SHOWN_FILES = 5
+
 _NO_PLACE = {
     errno.ENOSPC: "there is no space left",
     errno.EDQUOT: "your quota is used up",
@@ -50,8 +52,11 @@ def writing(folder: Path) -> Iterator[Path]:
     """
     folder = Path(os.path.abspath(folder))
     check_replaceable(folder)
-    with _named_obstacles(folder):
+    try:
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        refused = f'"{folder.parent}" takes no new folder ({error.strerror})'
+        raise _no_place(folder, _NO_PLACE.get(error.errno or 0, refused)) from error
     try:
         with _named_obstacles(folder):
             aside.chmod(0o777 & ~_umask())
@@ -75,10 +80,11 @@ def check_replaceable(folder: Path) -> None:
             f'Output "{folder}" is a file or a link, and an artifact is a folder. '
             "Give another place with --output."
         )
-    if any(folder.iterdir()) and not is_artifact(folder):
+    if foreign := _foreign_files(folder):
+        shown = ", ".join(foreign[:_SHOWN_FILES]) + (", ..." if foreign[_SHOWN_FILES:] else "")
         raise UnusableInput(
             f'Output "{folder}" holds files that tilewright did not write, so it is not '
-            "replaced. Remove it, or give another place with --output."
+            f"replaced: {shown}. Move them away, or give another place with --output."
         )
 
 
@@ -168,6 +174,22 @@ def _publish(aside: Path, folder: Path) -> None:
         except BaseException:
             (Path(old) / "old").rename(folder)
             raise
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """Return the files that the folder's manifest does not list; it lists none if damaged."""
+    listed: set[str] = set()
+    # Without both files it is somebody's folder, whatever its manifest says.
+    if is_artifact(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            text = (folder / MANIFEST).read_text(encoding="utf-8")
+            listed = {MANIFEST, *json.loads(text)["files"]}
+    return [
+        name
+        for path in sorted(folder.rglob("*"))
+        if (path.is_symlink() or not path.is_dir())
+        and (name := path.relative_to(folder).as_posix()) not in listed
+    ]
 
 
 def _umask() -> int:

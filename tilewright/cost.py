@@ -48,13 +48,25 @@ def node_costs(graph: Graph) -> Iterator[NodeCost]:
 
 def parameter_bytes(graph: Graph) -> int:
     """Return the bytes of all floating-point weights: what "model size" means in reports."""
-    return sum(v.nbytes for v in graph.constants().values() if _is_float(v))
+    return sum(v.nbytes for v in _weights(graph))
 
 
 def parameter_counts(graph: Graph) -> tuple[int, int]:
     """Return how many floating-point weights there are, and how many are not zero."""
-    weights = [v for v in graph.constants().values() if _is_float(v)]
+    weights = _weights(graph)
     return sum(v.size for v in weights), sum(int(np.count_nonzero(v)) for v in weights)
+
+
+def _weights(graph: Graph) -> list[np.ndarray]:
+    """Return the floating-point constants of the main graph and of subgraphs, each once."""
+    # A subgraph lists the outer constants that it reads too: as the same objects.
+    constants = {
+        id(tensor): tensor.values
+        for scope in graph.scopes()
+        for tensor in scope.tensors().values()
+        if is_constant(tensor)
+    }
+    return [values for values in constants.values() if _is_float(values)]
 
 
 def _is_float(values: np.ndarray) -> bool:

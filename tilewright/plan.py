@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tilewright.errors import UnusableInput
+from tilewright.errors import UnknownName, UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
 from tilewright.layout import Tile
@@ -15,6 +15,9 @@ from tilewright.target import Target
 
 # Some weights outside pruned tiles are zero by chance or were so from the start.
 _ACCOUNTED = 0.95
+
+# What a level may hold: these are all that passes read.
+_KEYS = ("sparsity", "tile")
 
 Value = float | int | str
 Level = Mapping[str, Value]
@@ -132,6 +135,8 @@ def _check_level(item: str, level: object, where: str) -> None:
             f"but it is {_described(level)}."
         )
     for key, value in level.items():
+        if key not in _KEYS:
+            raise UnknownName(f'key for "{item}" in {where} called', key, _KEYS)
         if isinstance(value, bool) or not isinstance(value, float | int | str):
             raise UnusableInput(
                 f'"{key}" of "{item}" in {where} must be a number or a text, '

@@ -7,6 +7,7 @@ Commands import what they need when they run: `tilewright --help` must not wait 
 import functools
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,7 +55,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
                 raise
             except BaseException as error:
                 if debug:
-                    raise
+                    traceback.print_exception(error)
                 _fail(error)
 
         json_option = click.option("--json", is_flag=True, help="Print one JSON object.")
@@ -69,7 +70,12 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
 @click.option(
     "--target", required=True, help="A name from `tilewright targets`, or a .toml file."
 )
-@click.option("--sparsity", type=float, help="Share of weights to remove, in [0, 1).")
+@click.option(
+    "--sparsity",
+    type=float,
+    help="Share of weights to remove within each pruned layer, in [0, 1). The first, the last "
+    "and tiny layers stay dense; the report lists them.",
+)
 @click.option(
     "--precision", default="fp32", show_default=True, help="Arithmetic of the kernels."
 )
@@ -144,7 +150,10 @@ def bench_command(
     threads: int | None,
     rounds: int,
 ) -> None:
-    """Time an artifact against other engines, a process each, taking turns."""
+    """Time an artifact against other engines, a process each, taking turns.
+
+    An engine's ratio is its time over the artifact's: the median of the rounds' ratios.
+    """
     from tilewright.tools.commands import run_bench
 
     engines = [engine.strip() for engine in against.split(",") if engine.strip()]

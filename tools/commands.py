@@ -17,6 +17,7 @@ from tilewright.random_feeds import random_feeds
 from tilewright.reproduce import read_reproduction
 from tilewright.tools.compile_model import AGREES, Job, compile_model
 from tilewright.tools.console import Console
+from tilewright.tools.count_threads import count_threads
 from tilewright.tools.engines import check_engine
 from tilewright.tools.evaluate_task import evaluate_task
 from tilewright.tools.find_target import parse_pipeline
@@ -38,7 +39,8 @@ def run_compile(job: Job, console: Console) -> None:
     )
     if islands := manifest["islands"]:
         console.text(
-            f"{len(islands)} nodes run in onnxruntime; report.html says which and why."
+            f"Run by onnxruntime: {_counted(len(islands), 'node')}; report.html says which "
+            "and why."
         )
     folder = shlex.quote(manifest["artifact"])
     console.text(f"Written: {folder} (see {folder}/report.html; tilewright bench {folder})")
@@ -50,9 +52,9 @@ def run_artifact(
 ) -> None:
     """Run an artifact on every sample of a file; write or describe the outputs."""
     with console.working():
-        calibration = Calibration.from_arrays(read_arrays(data), inputs_of(model))
-        run = load_any(model, threads)
-        results = [run(feeds) for feeds in calibration.feeds()]
+        samples = _samples(data, model)
+        run = load_any(model, count_threads(threads, console.report))
+        results = [run(feeds) for feeds in samples.feeds()]
         outputs = {name: _stacked([r[name] for r in results]) for name in results[0]}
         if output is not None:
             _write_arrays(output, outputs)
@@ -63,7 +65,7 @@ def run_artifact(
     console.table(("output", "shape", "dtype", "min", "max"), rows)
     console.result(
         {
-            "samples": calibration.samples,
+            "samples": samples.samples,
             "outputs": {
                 n: {"shape": v.shape, "dtype": v.dtype.name} for n, v in outputs.items()
             },
@@ -77,21 +79,23 @@ def run_verify(
 ) -> None:
     """Compare two models on the samples of a file. Raises CheckFailed where they disagree."""
     with console.working():
-        calibration = Calibration.from_arrays(read_arrays(data), inputs_of(first))
+        samples = _samples(data, first)
+        threads = count_threads(threads, console.report)
         a, b = load_any(first, threads), load_any(second, threads)
-        found = [compare(a(feeds), b(feeds)) for feeds in calibration.feeds()]
+        found = [compare(a(feeds), b(feeds)) for feeds in samples.feeds()]
     worst: Agreement = max(found, key=lambda agreement: agreement.max_rel_error)
     agree = worst.within(AGREES)
     summary = (
         f'largest error {worst.max_abs_error:.3g} in output "{worst.worst}", '
-        f"{worst.max_rel_error:.1e} of its largest value, on {calibration.samples} samples"
+        f"{worst.max_rel_error:.1e} of its largest value, "
+        f"on {_counted(samples.samples, 'sample')}"
     )
     console.result(
         {
             "max_abs_error": worst.max_abs_error,
             "max_rel_error": worst.max_rel_error,
             "agree": agree,
-            "samples": calibration.samples,
+            "samples": samples.samples,
         }
     )
     if not agree:
@@ -122,7 +126,7 @@ def run_bench(
         contest = measure_engines(
             models,
             _first_feeds(folder, data),
-            threads or oracle.cores(),
+            count_threads(threads, console.report) or oracle.cores(),
             rounds=rounds,
             report=console.report,
         )
@@ -215,9 +219,22 @@ def run_reproduce(folder: Path, console: Console) -> None:
 
 def _first_feeds(folder: str, data: Path | None) -> Feeds:
     if data is not None:
-        calibration = Calibration.from_arrays(read_arrays(data), inputs_of(folder))
-        return next(calibration.feeds())
+        return next(_samples(data, folder).feeds())
     return next(random_feeds(read_onnx(Path(folder) / artifact.MODEL), 1))
+
+
+def _samples(data: Path, model: str) -> Calibration:
+    """Return a user's inputs, one feed a sample. Nothing is calibrated: errors say "Data"."""
+    inputs = inputs_of(model)
+    try:
+        return Calibration.from_arrays(read_arrays(data), inputs)
+    except UnusableInput as error:
+        said = str(error).removeprefix("Calibration ")
+        raise UnusableInput(said[:1].upper() + said[1:]) from error
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _stacked(values: Sequence[np.ndarray]) -> np.ndarray:

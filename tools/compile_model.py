@@ -23,6 +23,7 @@ from tilewright.plan import Level, Plan
 from tilewright.protocol import Build, Context, Executable, Report, silent
 from tilewright.random_feeds import random_feeds
 from tilewright.target import Target
+from tilewright.tools.count_threads import count_threads
 from tilewright.tools.evaluate_task import task_scores
 from tilewright.tools.find_target import check_backend, find_backend, find_target
 from tilewright.tools.measure_engines import OURS, measure_engines
@@ -75,9 +76,9 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
     check_precision(target, job.precision)
     check_backend(target.backend)
     plan = None if job.plan is None else Plan.read(job.plan)
-    pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan)
+    pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, report)
     report(f"pipeline: {str(pipeline) or 'no passes'}")
-    threads = job.threads or oracle.cores()
+    threads = count_threads(job.threads, report) or oracle.cores()
     stages = _Stages()
     with artifact.writing(job.folder) as folder:
         with stages("read"):

@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tilewright.errors import UnknownName, UnusableInput
-from tilewright.protocol import Executable, Report, silent
+from tilewright.protocol import Executable, Feeds, Report, silent
 from tilewright.tools.load_artifact import load_any
 from tilewright.tools.read_model import Source
 
@@ -26,7 +28,20 @@ def evaluate_task(
         raise UnknownName("task", task, zoo.TASKS)
     if limit is not None and limit < 1:
         raise UnusableInput(f"--limit {limit}: it is a number of samples, at least 1.")
-    score = zoo.evaluate(task, load_any(model, threads), limit=limit, report=report)
+    loaded = load_any(model, threads)
+
+    def run(feeds: Feeds) -> dict[str, np.ndarray]:
+        try:
+            return loaded(feeds)
+        except UnusableInput as error:
+            fed = ", ".join(f'"{name}" {list(value.shape)}' for name, value in feeds.items())
+            owners = [f"zoo:{n}" for n, known in zoo.MODELS.items() if task in known.tasks]
+            raise UnusableInput(
+                f"eval: {model} does not take what the task {task} feeds, which is {fed}. "
+                f"Give {' or '.join(owners)}, or what was compiled from it."
+            ) from error
+
+    score = zoo.evaluate(task, run, limit=limit, report=report)
     return score_json(score)
 
 

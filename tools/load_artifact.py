@@ -81,6 +81,7 @@ def _onnxruntime(session: ort.InferenceSession) -> Callable[[Feeds], dict[str, n
         try:
             return dict(zip(names, session.run(names, dict(feeds)), strict=True))
         except (*RUNTIME_ERRORS, ValueError) as error:
-            raise UnusableInput(f"onnxruntime cannot run these inputs: {error}") from error
+            said = " ".join(str(error).split())
+            raise UnusableInput(f"onnxruntime cannot run these inputs: {said}") from error
 
     return run

@@ -5,24 +5,31 @@ import math
 from tilewright.errors import UnusableInput
 from tilewright.pipeline import Pipeline, pass_options
 from tilewright.plan import Plan
-from tilewright.protocol import Pass
+from tilewright.protocol import Pass, Report, silent
 from tilewright.target import Target
 from tilewright.tools.find_target import parse_pipeline
 
 
 def resolve_pipeline(
-    target: Target, text: str | None, sparsity: float | None, plan: Plan | None
+    target: Target,
+    text: str | None,
+    sparsity: float | None,
+    plan: Plan | None,
+    report: Report = silent,
 ) -> Pipeline:
     """Return the passes to run, with `sparsity` written into those that have the option.
 
     Without `text` it is the target's own pipeline, from which passes that prune are dropped
-    where there is neither a sparsity above 0 nor a plan. Raises UnusableInput where a flag
+    where there is neither a sparsity above 0 nor a plan. A sparsity that `text` writes and the
+    flag overrules is reported. Raises UnusableInput where a flag
     would have no effect.
     """
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
+        # Above 1 it is meant in percent.
+        meant = f"{sparsity / 100:.2f}" if 1 < sparsity <= 99 else "0.6"
         raise UnusableInput(
             f"--sparsity {sparsity}: it is the share of weights to remove, from 0 up to, but "
-            "not including, 1. Try --sparsity 0.6."
+            f"not including, 1. Try --sparsity {meant}."
         )
     pipeline = parse_pipeline(target.default_pipeline if text is None else text)
     if text is None and not sparsity and plan is None:
@@ -33,6 +40,8 @@ def resolve_pipeline(
                 f'--sparsity {sparsity}: no pass of the pipeline "{pipeline}" prunes, so it '
                 "would have no effect. Add prune-tiles, or leave the option out."
             )
+        if text is not None:
+            _report_overruled(pipeline, sparsity, report)
         pipeline = pipeline.replace("sparsity", sparsity)
     if plan is not None and not any(reads_plan(p) for p in pipeline.passes):
         raise UnusableInput(
@@ -54,6 +63,12 @@ def check_precision(target: Target, precision: str) -> None:
 def reads_plan(step: Pass) -> bool:
     """Say whether a plan, which holds a sparsity and a tile a layer, overrules a pass."""
     return {"sparsity", "tile"} <= {option.name for option in pass_options(type(step))}
+
+
+def _report_overruled(pipeline: Pipeline, sparsity: float, report: Report) -> None:
+    for step, written in zip(pipeline.passes, pipeline.written, strict=True):
+        if "sparsity" in written and (found := vars(step)["sparsity"]) != sparsity:
+            report(f"--sparsity {sparsity} overrules {step.name}{{sparsity={found}}}")
 
 
 def _prunes(step: Pass) -> bool:

@@ -45,7 +45,7 @@ def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
         dense = latency["dense"]
         rows.append(
             (
-                f"latency, median ({latency['threads']} threads)",
+                f"latency, median ({_counted(latency['threads'], 'thread')})",
                 f"{dense['median_ms']:.2f} ms ({dense['engine']})",
                 f"{latency['median_ms']:.2f} ms",
                 f"{latency['ratio']:.2f}x as fast",
@@ -77,6 +77,10 @@ def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
     return rows
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.2f}x" if whole else ""
 
@@ -92,7 +96,7 @@ def _page(manifest: Mapping[str, Any], trace: Trace) -> str:
         f"<p>Outputs agree with {_text(' and '.join(verified['against']))} under onnxruntime: "
         f"largest error {verified['max_abs_error']:.3g}, "
         f"{verified['max_rel_error']:.1e} of the output's largest value, "
-        f"on {verified['samples']} samples.</p>",
+        f"on {_counted(verified['samples'], 'sample')}.</p>",
         _table("Passes", _PASS_COLUMNS, [(*r[:4], r[5]) for r in trace.rows()]),
         _table("Layers", _LAYER_COLUMNS, [_layer_row(layer) for layer in manifest["layers"]]),
         _table(

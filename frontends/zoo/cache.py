@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tilewright.errors import UnusableInput
+
 Report = Callable[[str], None]
 
 
@@ -36,10 +38,17 @@ def cache_folder() -> Path:
 def write_aside(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder at; rename it to `path` on success.
 
-    On any exception what was written is removed and `path` stays as it was.
+    On any exception what was written is removed and `path` stays as it was. Raises
+    UnusableInput where nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UnusableInput(
+            f'The cache folder "{path.parent}" cannot be created or written to: '
+            f"{error.strerror}. Set TILEWRIGHT_CACHE to a folder where you may write."
+        ) from error
     try:
         aside = scratch / path.name
         yield aside

@@ -51,6 +51,14 @@ def test_a_folder_of_other_files_is_never_replaced(tmp_path: Path) -> None:
     assert left_in(tmp_path / "photos") == ["cat.jpg"]
 
 
+def test_an_artifact_with_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a.tw")
+    (folder / "mine.txt").write_text("extra")
+    with pytest.raises(UnusableInput, match=r"not replaced: mine\.txt\. Move them away"):
+        write(folder)
+    assert (folder / "mine.txt").read_text() == "extra"
+
+
 def test_a_missing_parent_and_a_file_in_the_way_are_named(tmp_path: Path) -> None:
     with pytest.raises(UnusableInput, match="does not exist"):
         write(tmp_path / "no" / "a.tw")
@@ -86,6 +94,11 @@ def test_a_place_that_takes_no_more_is_one_message(
     with pytest.raises(UnusableInput, match=reason):
         fail_while_writing(tmp_path / "a.tw", error)
     assert left_in(tmp_path) == []
+
+
+def test_a_place_that_takes_no_folders_is_not_called_full(tmp_path: Path) -> None:
+    with pytest.raises(UnusableInput, match='"/proc" takes no new folder'):
+        write(Path("/proc/x.tw"))
 
 
 def test_a_full_disk_is_named_even_where_the_error_does_not(

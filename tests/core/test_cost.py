@@ -42,3 +42,18 @@ def test_a_shared_weight_is_counted_once_and_integers_are_no_parameters() -> Non
     assert sum(cost.parameters for cost in node_costs(graph)) == 18
     assert parameter_counts(graph) == (16, 16)
     assert parameter_bytes(graph) == 64
+
+
+def test_weights_in_a_branch_are_counted_too() -> None:
+    text = """g (bool c, float[1,4] x) => (float[1,4] y) {
+        y = If (c) <
+            then_branch = t () => (float[1,4] a) {
+                b = Constant <value = float[4] {1, 2, 3, 0}> ()
+                a = Add(x, b)
+            },
+            else_branch = e () => (float[1,4] d) { d = MatMul(x, w) }
+        > }"""
+    graph = small_graph(text, w=normal(4, 4))
+    for counted in (graph, graph.edit()):
+        assert parameter_counts(counted) == (20, 19)
+        assert parameter_bytes(counted) == 80

@@ -8,9 +8,9 @@ from tests.small_models import normal, small_graph
 from tilewright.errors import UnusableInput
 from tilewright.plan import Plan, plan_of
 
-PLAN = Plan({"b": {"tile": "4x1", "sparsity": 0.5}, "a": {"bits": 8}})
+PLAN = Plan({"b": {"tile": "4x1", "sparsity": 0.5}, "a": {"sparsity": 1}})
 TEXT = """{"levels": {
-  "a": {"bits": 8},
+  "a": {"sparsity": 1},
   "b": {"sparsity": 0.5, "tile": "4x1"}
 }}
 """
@@ -36,6 +36,10 @@ def test_an_empty_plan_is_a_plan() -> None:
         ('{"layers": {}}', r"an object with the keys \['layers'\]"),
         ('{"levels": [1]}', r'"levels" of plan must map items to levels, but it is \[1\]'),
         ('{"levels": {"a": 0.5}}', 'Level of "a" in plan must be an object'),
+        (
+            '{"levels": {"a": {"sparsty": 0.8}}}',
+            'no key for "a" in plan called "sparsty". Did you mean "sparsity"',
+        ),
         ('{"levels": {"a": {"sparsity": null}}}', '"sparsity" of "a" in plan must be a number'),
         ('{"levels": {"a": {"sparsity": true}}}', "but it is true"),
     ],

@@ -254,3 +254,10 @@ def test_weights_that_old_files_list_as_inputs_are_not_fed(tmp_path: Path) -> No
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [8, 4]))
     onnx.save(model, tmp_path / "m.onnx")
     assert [tensor.name for tensor in read_onnx(tmp_path / "m.onnx").inputs] == ["x"]
+
+
+def test_inputs_of_strings_are_refused_and_a_path_may_be_text(tmp_path: Path) -> None:
+    model = small_model("g (string[1] x) => (string[1] y) { y = Identity(x) }")
+    onnx.save(model, tmp_path / "s.onnx")
+    with pytest.raises(UnusableInput, match='input "x" of strings, which are not supported'):
+        read_onnx(str(tmp_path / "s.onnx"))

@@ -44,6 +44,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def test_a_cache_that_cannot_be_made_names_the_variable_to_set(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UnusableInput, match="Set TILEWRIGHT_CACHE"),
+        write_aside(tmp_path / "file" / "cache" / "x"),
+    ):
+        raise AssertionError("there is nowhere to write")
+
+
 class Index:
     """A package index of one wheel that counts its downloads."""
 

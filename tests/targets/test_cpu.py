@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -420,6 +421,21 @@ def test_what_is_stored_is_what_the_folder_holds(tmp_path: Path) -> None:
         40,
         12,
     ]
+
+
+def test_weights_of_nodes_that_onnxruntime_runs_are_stored_too(tmp_path: Path) -> None:
+    text = """g (bool go, float[8,8] x) => (float[8,8] y) { y = If (go) <
+        then_branch = t () => (float[8,8] p) { p = MatMul(x, w) },
+        else_branch = e () => (float[8,8] q) { q = Neg(x) }> }"""
+    made = build(graph_of(text, w=normal(8, 8)), tmp_path)
+    assert made.stored_bytes >= (tmp_path / "island_0.onnx").stat().st_size > 8 * 8 * 4
+
+
+@pytest.mark.parametrize("feeds", [None, np.zeros(3)])
+def test_feeds_without_names_are_refused_with_the_names(tmp_path: Path, feeds: Any) -> None:
+    build(small(), tmp_path)
+    with pytest.raises(UnusableInput, match=r"dict that has the keys \['x'\]"):
+        CpuBackend().load(tmp_path)(feeds)
 
 
 def test_one_thread_and_two_give_identical_outputs() -> None:

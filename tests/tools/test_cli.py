@@ -118,6 +118,16 @@ def test_without_sparsity_nothing_is_pruned(run: Cli, model: Path, target: str) 
     assert zero.json()["pipeline"] == ""
 
 
+def test_a_flag_that_overrules_and_threads_without_cores_are_told(
+    run: Cli, model: Path, target: str
+) -> None:
+    options = ("--pipeline", "prune-tiles{sparsity=0.4}", "--sparsity", "0.6")
+    ended = run("compile", model, "--target", target, *options, "--threads", 5000)
+    assert ended.code == 0, ended.err
+    assert "--sparsity 0.6 overrules prune-tiles{sparsity=0.4}\n" in ended.err
+    assert f"taking {len(os.sched_getaffinity(0))}\n" in ended.err
+
+
 def test_run_verify_and_bench_take_the_artifact(
     run: Cli, model: Path, target: str, tmp_path: Path
 ) -> None:
@@ -271,6 +281,7 @@ def test_a_model_that_cannot_be_used_is_one_message(
         (("--target", "none.toml"), 'Target "none.toml" cannot be read'),
         (("--sparsity", "1"), "--sparsity 1.0: it is the share of weights to remove"),
         (("--sparsity", "-0.1"), "--sparsity -0.1: it is the share"),
+        (("--sparsity", "60"), "Try --sparsity 0.60."),
         (("--sparsity", "nan"), "--sparsity nan: it is the share"),
         (("--sparsity", "much"), "--sparsity"),
         (("--precision", "int8"), "has no kernels for it. It has fp32"),
@@ -284,6 +295,7 @@ def test_a_model_that_cannot_be_used_is_one_message(
         (("--dim", "x"), "--dim x: write NAME=N"),
         (("--dim", "x=one"), "--dim x=one: write NAME=N"),
         (("--dim", "batch=1"), "no such open dimension"),
+        (("--dim", "batch=1,seq=8"), "for each: --dim batch=1 --dim seq=8"),
         (("--threads", "0"), "--threads"),
         (("--calibration", "none.npz"), 'Calibration data "none.npz" does not exist'),
         (("--outputt", "x"), "--outputt"),
@@ -396,15 +408,32 @@ def test_other_commands_refuse_what_does_not_exist(run: Cli, model: Path, target
     assert_refused(run("compilee"), "compilee")
 
 
+def test_data_that_does_not_fit_is_not_called_calibration(
+    run: Cli, model: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "d.npz", z=normal(3, 8))
+    ended = run("verify", model, model, "--data", "d.npz")
+    assert_refused(ended, 'Data has no array for input "x"')
+    assert "alibration" not in ended.err
+
+
 def test_a_fault_of_our_own_is_one_message_too_unless_debugging(
     run: Cli, model: Path, tmp_path: Path
 ) -> None:
     target = write_target(tmp_path, "faulty")
     ended = compile_file(run, target, model)
     assert_refused(ended, "a fault in tilewright itself: IndexError", "--debug")
-    with pytest.raises(IndexError):
-        compile_file(run, target, model, "--debug")
+    shown = compile_file(run, target, model, "--debug")
+    assert shown.code == 2
+    assert "Traceback" in shown.err
     assert not (tmp_path / "out.tw").exists()
+
+
+def test_wrong_use_exits_2_with_a_traceback_when_debugging(run: Cli, target: str) -> None:
+    ended = compile_file(run, target, Path("none.onnx"), "--debug")
+    assert ended.code == 2
+    assert "Traceback" in ended.err
+    assert "does not exist" in ended.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
