@@ -447,18 +447,23 @@ def test_an_interrupted_compile_leaves_the_old_artifact_and_nothing_else(
         "import sys, tilewright.targets as t; from tests.tools.fake_backends import BACKENDS; "
         "t.BACKENDS = BACKENDS; from tilewright.tools.cli import main; main(sys.argv[1:])"
     )
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program, "compile", model, "--target", endless, "-o", "out.tw"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stderr is not None
-    while process.stderr.readline() != "building\n":
-        assert process.poll() is None
-    process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+        # Whoever runs the tests in the background has SIGINT ignored, and so have its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        while process.stderr.readline() != "building\n":
+            assert process.poll() is None
+        process.send_signal(number)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (2, "tilewright: interrupted: nothing was written.\n")
     assert left_in(tmp_path) == before
     assert artifact.read(tmp_path / "out.tw")["target"] == "test"
