@@ -21,8 +21,7 @@ def resolve_pipeline(
 
     Without `text` it is the target's own pipeline, from which passes that prune are dropped
     where there is neither a sparsity above 0 nor a plan. A sparsity that `text` writes and the
-    flag overrules is reported. Raises UnusableInput where a flag
-    would have no effect.
+    flag overrules is reported. Raises UnusableInput where a flag would have no effect.
     """
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
         # Above 1 it is meant in percent.

@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 Expr = Any  # a tirx.PrimExpr: TVM ships no types
 
 
-_STACK_BYTES = 16_384
+_STACK_BYTES = 16_384  # of one buffer; a worker thread's whole stack is some megabytes
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Pen:
         TVM puts only small "global" buffers on the stack, where LLVM turns them into registers;
         others cost two calls to the runtime's allocator, which a few more on the stack do not.
         """
-        if elements * 8 >= _STACK_BYTES:
+        widest = 8  # bytes of any element
+        if elements * widest >= _STACK_BYTES:
             return Local(T.alloc_buffer((elements,), dtype, scope="local"))
         keep = {"disable_lower_builtin": True}
         return Local(T.alloc_buffer((elements,), dtype, scope="global", annotations=keep))

@@ -27,7 +27,7 @@ from tilewright.targets.lower.tiles import (
 )
 from tilewright.targets.lower.window import Window, collapse
 
-_ROWS = 4  # output channels of a tile where lanes are positions
+POSITION_ROWS = 4  # output channels of a tile where lanes are positions
 _DENSE_CHANNELS = 64  # and of a dense tile where lanes are channels
 
 
@@ -159,15 +159,15 @@ def choose(lowering: Lowering, problem: Problem, shape: tuple[int, ...]) -> Choi
     least = float(lowering.target.settings.get("min_sparse_share", 0.0))
     last = [n for a, n in enumerate(shape) if a != channel and n > 1]
     if order.lanes == "positions" and last:
-        sparse, dense = sparse_steps(matrix, _ROWS), dense_steps(matrix, _ROWS)
+        sparse, dense = sparse_steps(matrix, POSITION_ROWS), dense_steps(matrix, POSITION_ROWS)
         if zeros >= least and sparse < dense:
             gain = f"{zeros:.0%} zeros"
             if sparse:
                 gain += f", an estimated {dense / sparse:.1f}x fewer steps"
-            return Choice("positions", False, _ROWS, f"{_ROWS}x1", gain)
+            return Choice("positions", False, POSITION_ROWS, f"{POSITION_ROWS}x1", gain)
         why = f"{zeros:.0%} zeros" + (" in no common tiles" if zeros >= least else "")
         if not _wasteful(lowering, last[-1]) or matrix.shape[0] < lowering.isa.lanes:
-            return Choice("positions", True, _ROWS, f"{_ROWS}x1", why)
+            return Choice("positions", True, POSITION_ROWS, f"{POSITION_ROWS}x1", why)
         why += f"; {last[-1]} positions would leave lanes idle"
         return Choice("channels", True, _DENSE_CHANNELS, f"{_DENSE_CHANNELS}x1", why)
     rows = order.tile.outputs if order.lanes == "channels" else 32

@@ -40,6 +40,7 @@ class Lowering:
         self._anchors = anchors
         self._windows: dict[str, Window] = {}
         self._graph_outputs = {t.name for t in graph.outputs}
+        self._read_by_subgraphs = _read_by_subgraphs(graph)
 
     def run(self, report: Report) -> Program:
         """Lower the whole graph."""
@@ -77,7 +78,7 @@ class Lowering:
             for t in node.outputs
             if t.name in self._graph_outputs
             or any(id(c) not in inside for c in t.outputs)
-            or _read_by_subgraph(self.graph, t)
+            or t.name in self._read_by_subgraphs
         ]
 
     def chain_of(
@@ -313,9 +314,11 @@ def _real_strides(window: Window) -> list[int]:
     return [s for n, s in zip(window.shape, window.strides, strict=True) if n > 1]
 
 
-def _read_by_subgraph(graph: Graph, tensor: gs.Tensor) -> bool:
-    for node in graph.nodes:
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph) and tensor.name in value._foreign_tensors():
-                return True
-    return False
+def _read_by_subgraphs(graph: Graph) -> set[str]:
+    return {
+        name
+        for node in graph.nodes
+        for value in node.attrs.values()
+        if isinstance(value, gs.Graph)
+        for name in value._foreign_tensors()
+    }

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from tilewright.graph import is_constant, static_shape
 from tilewright.targets.kernels.elementwise import Chain, Source, Step
 from tilewright.targets.kernels.planes import PlaneShape
-from tilewright.targets.lower.layer import Problem, call_tiles, choose
+from tilewright.targets.lower.layer import POSITION_ROWS, Problem, call_tiles, choose
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes
 from tilewright.targets.lower.regions import Region
@@ -106,7 +106,12 @@ def _phase(
     extents = (planes.shape[0], shape.out_height, shape.out_width)
     source = Window(planes.buffer, extents, steps, planes.offset)
     problem = Problem(matrix, source, offsets, 1)
-    choice = replace(choose(lowering, problem, target.shape), lanes="positions", rows=4)
+    choice = replace(
+        choose(lowering, problem, target.shape),
+        lanes="positions",
+        rows=POSITION_ROWS,
+        tile=f"{POSITION_ROWS}x1",
+    )
     chain, operands = Chain(), []
     if len(node.inputs) > 2 and node.inputs[2].name:
         bias = lowering.window(node.inputs[2])
