@@ -60,6 +60,19 @@ class Calibration:
             )
         )
 
+    @classmethod
+    def from_feeds(
+        cls, feeds: Sequence[Mapping[str, np.ndarray]], inputs: Sequence[gs.Variable]
+    ) -> "Calibration":
+        """Take feeds as the model reads them, one inference each.
+
+        Arrays may be views that share memory. Raises UnusableInput as `from_arrays` does.
+        """
+        batched = {str(i.name) for i in inputs if _has_batch_of_one(i)}
+        stacks = [{n: x if n in batched else x[None] for n, x in f.items()} for f in feeds]
+        every = [cls.from_arrays(stack, inputs) for stack in stacks]
+        return cls(tuple(feed for one in every for feed in one.feeds()))
+
     @property
     def samples(self) -> int:
         """Number of inferences."""
@@ -253,7 +266,7 @@ def _checked(values: np.ndarray, tensor: gs.Variable) -> np.ndarray:
             f'Calibration array "{tensor.name}" holds {bad} values that are NaN or Inf, of '
             f"{values.size}. Remove those samples."
         )
-    values = np.ascontiguousarray(values).view()
+    values = values.view()
     values.flags.writeable = False
     return values
 

@@ -10,6 +10,7 @@ The folder of the first failure, in fold-batchnorm:
 """
 
 import json
+import zipfile
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -49,7 +50,7 @@ def write_reproduction(
     if context.plan is not None:
         context.plan.write(folder / "plan.json")
     if context.calibration is not None:
-        np.savez(folder / "calibration.npz", **_stacked(context.calibration))  # type: ignore[arg-type]
+        _write_stacked(folder / "calibration.npz", context.calibration)
     return folder
 
 
@@ -92,15 +93,21 @@ def _next_folder(parent: Path, name: str) -> Path:
     raise AssertionError("count() never ends")
 
 
-def _stacked(calibration: Calibration) -> dict[str, np.ndarray]:
-    """Undo Calibration.from_arrays: its feeds have a batch axis of one, or none."""
-    feeds = list(calibration.feeds())
-    return {
-        name: np.concatenate([f[name] for f in feeds])
-        if values.ndim and values.shape[0] == 1
-        else np.stack([f[name] for f in feeds])
-        for name, values in feeds[0].items()
-    }
+def _write_stacked(file: Path, calibration: Calibration) -> None:
+    """Write what Calibration.from_arrays reads, an .npz, without holding the stacks.
+
+    Feeds may be views of memory that many of them share: stacked, they take many times as much.
+    """
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, first in next(calibration.feeds()).items():
+            batched = first.shape[:1] == (1,)
+            shape = (calibration.samples, *(first.shape[1:] if batched else first.shape))
+            layout = np.lib.format.dtype_to_descr(first.dtype)
+            header = {"descr": layout, "fortran_order": False, "shape": shape}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for feed in calibration.feeds():
+                    member.write(feed[name].tobytes())
 
 
 def _target_json(target: Target) -> dict[str, Any]:

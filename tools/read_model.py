@@ -14,7 +14,7 @@ from tilewright.protocol import Report, silent
 
 ZOO = "zoo:"
 # Enough for a layer's Hessian: a token or pixel is a sample of it, and images have many.
-_CALIBRATION_SAMPLES = {"minilm": 512, "ppocr-rec": 160, "smollm2": 24}
+_CALIBRATION_SAMPLES = {"minilm": 512, "ppocr-rec": 160, "smollm2": 24, "smollm2-decode": 1024}
 _OTHER_SAMPLES = 64
 
 
@@ -64,9 +64,9 @@ def read_calibration(
 
     samples = _CALIBRATION_SAMPLES.get(source.zoo, _OTHER_SAMPLES)
     report(f"{samples} calibration samples for {source.zoo}")
-    arrays = zoo.calibration(source.zoo, samples, seed=seed)
+    feeds = zoo.calibration(source.zoo, samples, seed=seed)
     try:
-        return Calibration.from_arrays(arrays, source.graph.inputs)
+        return Calibration.from_feeds(feeds, source.graph.inputs)
     except UnusableInput as error:
         raise UnusableInput(
             f"The zoo's calibration data for {source.zoo} has its default sizes: {error} "

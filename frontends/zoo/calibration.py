@@ -1,6 +1,7 @@
 """Real, unlabelled inputs for calibration: never a sample that an evaluation task uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,19 @@ from tilewright.frontends.zoo.text_images import (
     line_input,
     words,
 )
-from tilewright.frontends.zoo.tokens import calibration_windows, sentence_feeds
+from tilewright.frontends.zoo.tokens import WINDOW, calibration_windows, sentence_feeds
 from tilewright.frontends.zoo.wordnet import unlabelled_definitions
 
-Feeds = dict[str, NDArray[np.generic]]
+Feed = dict[str, NDArray[np.generic]]
+
+# Tokens from one decode step to the next that a window gives: neighbours are much alike.
+_STRIDE = 4
 
 
-def calibration(name: str, samples: int, seed: int = 0) -> Feeds:
-    """Return `samples` feeds of a zoo model in its default dims, stacked along axis 0.
+def calibration(name: str, samples: int, seed: int = 0) -> list[Feed]:
+    """Return `samples` feeds of a zoo model in its default dims, each of one inference.
 
-    One feed is {input: array[i : i + 1]}. The same name, number and seed give the same arrays.
+    The same name, number and seed give the same arrays.
     Raises UnknownName, and UnusableInput when the data cannot be had.
     """
     if name not in MODELS:
@@ -44,85 +48,80 @@ def calibration(name: str, samples: int, seed: int = 0) -> Feeds:
         raise UnusableInput(
             f"zoo: {samples} calibration samples were asked for {name}. Give 1 or more."
         )
-    return MAKERS[name](samples, RandomState(seed))
+    return list(islice(MAKERS[name](samples, RandomState(seed)), samples))
 
 
-def text_lines(samples: int, r: RandomState) -> Feeds:
+def text_lines(samples: int, r: RandomState) -> Iterator[Feed]:
     """Draw lines from the half of the words that the evaluation never uses."""
-    return {"x": stack(lambda: line_input(draw_calibration_line(r), 320), samples)}
+    for _ in range(samples):
+        yield {"x": line_input(draw_calibration_line(r), 320)}
 
 
-def pages(samples: int, r: RandomState) -> Feeds:
+def pages(samples: int, r: RandomState) -> Iterator[Feed]:
     """Draw pages of several lines."""
-    return {"x": stack(lambda: draw_page(r, 480), samples)}
+    for _ in range(samples):
+        yield {"x": draw_page(r, 480)}
 
 
-def text_strips(samples: int, r: RandomState) -> Feeds:
+def text_strips(samples: int, r: RandomState) -> Iterator[Feed]:
     """Draw lines, half of them upside down."""
-
-    def strip() -> NDArray[np.float32]:
+    for _ in range(samples):
         line = draw_calibration_line(r)
-        return line_input(line.rotate(180) if r.rand() < 0.5 else line, 192)
-
-    return {"x": stack(strip, samples)}
+        yield {"x": line_input(line.rotate(180) if r.rand() < 0.5 else line, 192)}
 
 
-def composites(samples: int, r: RandomState) -> Feeds:
+def composites(samples: int, r: RandomState) -> Iterator[Feed]:
     """Paste stamps that no task uses onto the photos that no task uses."""
-
-    def image() -> NDArray[np.float32]:
-        pixels, _ = composite(pick(other_stamps(), r), pick(photos(evaluation=False), r), r)
-        return saliency_input(pixels)
-
-    return {"input_image": stack(image, samples)}
+    for _ in range(samples):
+        pixels, _mask = composite(pick(other_stamps(), r), pick(photos(evaluation=False), r), r)
+        yield {"input_image": saliency_input(pixels)}
 
 
-def things_and_photos(samples: int, r: RandomState) -> Feeds:
+def things_and_photos(samples: int, r: RandomState) -> Iterator[Feed]:
     """Take stamps on white and photo crops in turn, half of them mirrored."""
-    counter = iter(range(samples))
-
-    def image() -> NDArray[np.float32]:
-        if next(counter) % 2:
+    for index in range(samples):
+        if index % 2:
             pixels = np.asarray(square_crop(pick(photos(evaluation=False), r), r, 224, 0.3))
         else:
             pixels = on_white(pick(other_stamps(), r), 224)
-        return classifier_input(pixels[:, ::-1] if r.rand() < 0.5 else pixels)
-
-    return {"input": stack(image, samples)}
+        yield {"input": classifier_input(pixels[:, ::-1] if r.rand() < 0.5 else pixels)}
 
 
-def definitions(samples: int, r: RandomState) -> Feeds:
+def definitions(samples: int, r: RandomState) -> Iterator[Feed]:
     """Take definitions that are in neither part of the labelled ones, each at most once."""
     texts = unlabelled_definitions()
     chosen = r.permutation(len(texts))[np.arange(samples) % len(texts)]
-    return dict(sentence_feeds([texts[i] for i in chosen]))
+    stacked = sentence_feeds([texts[i] for i in chosen])
+    for index in range(samples):
+        yield {name: ids[index : index + 1] for name, ids in stacked.items()}
 
 
-def gloss_windows(samples: int, r: RandomState) -> Feeds:
+def gloss_windows(samples: int, r: RandomState) -> Iterator[Feed]:
     """Take windows of 256 tokens from a part of the glosses that perplexity never reads."""
-    return {"input_ids": calibration_windows(samples, r)}
+    for window in calibration_windows(samples, r):
+        yield {"input_ids": window[None]}
 
 
-def decode_steps(samples: int, r: RandomState) -> Feeds:
-    """Take the step after `past` tokens of gloss windows, with the keys and values so far.
+def decode_steps(samples: int, r: RandomState) -> Iterator[Feed]:
+    """Take every fourth step of gloss windows, each after the keys and values just before it.
 
-    Attention is causal, so those are the first rows of what the prefill graph returns.
+    Attention is causal, so those are rows of what the prefill graph returns. The steps of a
+    window share its arrays, so many steps take little memory.
     """
     past = MODELS["smollm2-decode"].dims["past"]
     run = open_model(get("smollm2"))
-    windows = calibration_windows(samples, r)
-    steps = []
-    for window in windows:
+    steps = range(past, WINDOW, _STRIDE)
+    for window in calibration_windows(-(-samples // len(steps)), r):
         present = run({"input_ids": window[None]})
-        step: Feeds = {
-            name.replace("present", "past"): values[:, :, :past]
-            for name, values in present.items()
-            if name != "logits"
-        }
-        step["input_ids"] = window[None, past : past + 1]
-        step["position_ids"] = np.array([[past]], np.int64)
-        steps.append(step)
-    return {name: np.concatenate([step[name] for step in steps]) for name in steps[0]}
+        del present["logits"]
+        for step in steps:
+            feed: Feed = {
+                name.replace("present", "past"): values[:, :, step - past : step]
+                for name, values in present.items()
+            }
+            feed["input_ids"] = window[None, step : step + 1]
+            feed["position_ids"] = np.array([[step]], np.int64)
+            yield feed
 
 
 def draw_calibration_line(r: RandomState) -> Any:
@@ -135,12 +134,7 @@ def pick(choice: tuple[Any, ...], r: RandomState) -> Any:
     return choice[r.randint(len(choice))]
 
 
-def stack(make: Callable[[], NDArray[np.float32]], samples: int) -> NDArray[np.float32]:
-    """Make `samples` arrays of batch 1 and join them along axis 0."""
-    return np.concatenate([make() for _ in range(samples)])
-
-
-MAKERS: dict[str, Callable[[int, RandomState], Feeds]] = {
+MAKERS: dict[str, Callable[[int, RandomState], Iterator[Feed]]] = {
     "ppocr-rec": text_lines,
     "ppocr-det": pages,
     "ppocr-cls": text_strips,

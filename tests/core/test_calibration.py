@@ -30,6 +30,22 @@ def test_an_input_without_a_batch_axis_gets_an_axis_of_samples() -> None:
     assert [feed["ids"].tolist() for feed in calibration.feeds()] == [[1, 2], [3, 4]]
 
 
+def test_feeds_are_taken_as_they_are_and_may_share_memory() -> None:
+    shared = np.arange(9, dtype=np.float32).reshape(1, 9)
+    feeds = [{"x": shared[:, i : i + 3], "ids": np.array([i, i])} for i in range(6)]
+    taken = list(Calibration.from_feeds(feeds, [X, IDS]).feeds())
+    assert [feed["x"].tolist() for feed in taken] == [[[i, i + 1, i + 2]] for i in range(6)]
+    assert [feed["ids"].tolist() for feed in taken] == [[i, i] for i in range(6)]
+    assert all(np.shares_memory(feed["x"], shared) for feed in taken)
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_feeds_of_another_shape_than_the_input_are_refused(width: int) -> None:
+    feeds = [{"x": np.ones((1, 3), np.float32)}, {"x": np.ones((1, width), np.float32)}]
+    with pytest.raises(UnusableInput, match=rf'"x" has shape \(1, {width}\)'):
+        Calibration.from_feeds(feeds, [X])
+
+
 def test_feeds_are_read_only() -> None:
     calibration = Calibration.from_arrays({"x": np.ones((1, 3), np.float32)}, [X])
     with pytest.raises(ValueError, match="read-only"):

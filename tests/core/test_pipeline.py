@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.small_models import normal, small_graph
+from tilewright.calibration import Calibration
 from tilewright.errors import PassFailed, UnknownName, UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
 from tilewright.layout import Tile
 from tilewright.pipeline import Pipeline, pass_options
 from tilewright.protocol import Context, Note, Outcome
-from tilewright.reproduce import read_reproduction
+from tilewright.reproduce import read_reproduction, write_reproduction
 from tilewright.target import LaneOrder, Target
 
 CPU = Target("cpu", "none", "for tests", "", {"fp32": (LaneOrder("channels", Tile(4), 1),)})
@@ -189,6 +190,21 @@ def test_a_pass_that_changes_answers_it_promised_to_keep_leaves_a_folder_that_re
     assert stored.pipeline == "scale{by=2.0},boast"
     assert stored.target == CPU
     assert stored.model.is_file()
+
+
+def test_a_folder_that_reruns_a_pass_holds_the_calibration_it_had(tmp_path: Path) -> None:
+    text = "g (float[1,4] x, int64[2] ids) => (float[1,4] y) { y = Relu(x) }"
+    graph = small_graph(text)
+    arrays = {"x": normal(3, 4), "ids": np.arange(6).reshape(3, 2)}
+    context = Context(CPU, calibration=Calibration.from_arrays(arrays, graph.inputs))
+    stored = read_reproduction(write_reproduction(tmp_path, "scale", graph, "scale", context))
+    assert stored.arrays is not None
+    assert {name: x.dtype for name, x in stored.arrays.items()} == {
+        "x": np.float32,
+        "ids": np.int64,
+    }
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(stored.arrays[name], values)
 
 
 def test_a_second_failure_gets_the_next_number(tmp_path: Path) -> None:

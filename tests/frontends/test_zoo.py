@@ -375,13 +375,14 @@ def test_a_model_runs_on_its_calibration_data_in_its_default_dims(name: str) -> 
     path = zoo.get(name)
     assert zoo.get(name) == path
     feeds = zoo.calibration(name, 2)
+    assert len(feeds) == 2
     run = open_model(path)
     model = onnx.load(path, load_external_data=False)
-    assert sorted(feeds) == sorted(value.name for value in model.graph.input)
-    for value in model.graph.input:
-        assert (2, *default_shape(name, value)[1:]) == feeds[value.name].shape
-    for sample in range(2):
-        outputs = run({key: array[sample : sample + 1] for key, array in feeds.items()})
+    for feed in feeds:
+        assert {key: array.shape for key, array in feed.items()} == {
+            value.name: default_shape(name, value) for value in model.graph.input
+        }
+        outputs = run(feed)
         assert all(np.isfinite(values).all() for values in outputs.values())
 
 
@@ -408,12 +409,23 @@ def test_a_model_is_built_to_the_same_bytes_again(name: str, tmp_path: Path) -> 
 
 @pytest.mark.zoo
 def test_a_decode_step_continues_what_prefill_began() -> None:
-    step = zoo.calibration("smollm2-decode", 1, seed=3)
-    whole = zoo.calibration("smollm2", 1, seed=3)
+    (step,) = zoo.calibration("smollm2-decode", 1, seed=3)
+    (whole,) = zoo.calibration("smollm2", 1, seed=3)
     logits = open_model(zoo.get("smollm2-decode"))(step)["logits"][0, 0]
     expected = open_model(zoo.get("smollm2"))(whole)["logits"][0, 128]
     # Logits span about 60; the two graphs sum in different orders over 30 layers.
     np.testing.assert_allclose(logits, expected, atol=5e-3)
+
+
+@pytest.mark.zoo
+def test_later_decode_steps_of_a_window_read_what_lies_just_before_them() -> None:
+    first, second = zoo.calibration("smollm2-decode", 2, seed=3)
+    (window,) = zoo.calibration("smollm2", 1, seed=3)
+    assert (first["position_ids"].item(), second["position_ids"].item()) == (128, 132)
+    assert second["input_ids"].item() == window["input_ids"][0, 132]
+    name = next(name for name in first if name.startswith("past"))
+    np.testing.assert_array_equal(first[name][:, :, 4:], second[name][:, :, :-4])
+    assert np.shares_memory(first[name], second[name])
 
 
 # Values of the unchanged models, as they were measured when the tasks were made. The band holds
@@ -456,7 +468,7 @@ def test_no_evaluation_data_is_calibration_data() -> None:
 
 @pytest.mark.zoo
 def test_calibration_depends_on_the_seed_alone() -> None:
-    first, again, other = (zoo.calibration("ppocr-rec", 3, seed)["x"] for seed in (5, 5, 6))
+    first, again, other = (zoo.calibration("ppocr-rec", 3, seed)[2]["x"] for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
