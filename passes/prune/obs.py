@@ -15,7 +15,7 @@ support that the search found.
 """
 
 import numpy as np
-from scipy.linalg import blas, cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve
 
 from tilewright.layout import Tile
 from tilewright.threads import spread_over_cores
@@ -97,10 +97,8 @@ def refit(weights: np.ndarray, hessian: np.ndarray, tile: Tile, kept: np.ndarray
         if not len(support):
             return
         part = slice(index * tile.outputs, (index + 1) * tile.outputs)
-        factor = cho_factor(
-            hessian[np.ix_(support, support)], lower=True, overwrite_a=True, check_finite=False
-        )
-        solved = cho_solve(factor, right[part, support].T, check_finite=False)
+        # LU where Cholesky would do: numpy's lets the other threads run meanwhile.
+        solved = np.linalg.solve(hessian[np.ix_(support, support)], right[part, support].T)
         result[part, support] = solved.T
 
     spread_over_cores(solve, range(len(kept)))
@@ -246,8 +244,9 @@ def _without(
     smaller = np.empty((tiles, columns.shape[1], columns.shape[1]), dtype=np.float32)
     for t, keep in enumerate(columns):
         np.take(a[t, keep], keep, axis=1, out=smaller[t], mode="clip")
-        rest = u[t][:, keep].T
-        # In place: the transpose of a C-ordered matrix is what Fortran's BLAS writes to.
-        blas.sgemm(-1.0, rest, rest, trans_b=1, beta=1.0, c=smaller[t].T, overwrite_c=1)
+        rest = u[t].take(keep, axis=1)
+        # numpy lets other threads run meanwhile; scipy's BLAS does not. The copy is because of
+        # a matrix times its own transpose numpy makes a syrk, which is slower at these sizes.
+        smaller[t] -= rest.T.copy() @ rest
     w = np.take_along_axis(w, columns[:, None, :], axis=2)
     return np.take_along_axis(alive, left, axis=1), w, smaller
