@@ -33,9 +33,14 @@ _PLAIN = re.compile(r'[^\s,|{}="]+')
 
 
 class Run(NamedTuple):
-    """What a pipeline returns: the new graph, what each pass did, what each left alone."""
+    """What a pipeline returns: the new graph, what each pass did, what each left alone.
+
+    `dense` is the graph that the first pass which may change the answers was given: folding
+    is behind it, so a layer goes by the same name in both graphs.
+    """
 
     graph: Graph
+    dense: Graph
     trace: Trace
     notes: Mapping[str, tuple[Note, ...]]
 
@@ -114,6 +119,8 @@ class Pipeline:
         steps: list[Step] = []
         notes: dict[str, tuple[Note, ...]] = {}
         before, texts = survey(graph), self.texts()
+        keeping = True
+        dense = graph
         for index, step in enumerate(self.passes):
             context.report(f"{step.name} ({index + 1} of {len(self.passes)})")
             verifier.require(step, graph)
@@ -131,7 +138,9 @@ class Pipeline:
             graph = outcome.graph
             steps.append(Step(texts[index], survey(graph), changed, seconds))
             notes[step.name] = notes.get(step.name, ()) + tuple(outcome.notes)
-        return Run(graph, Trace(before, tuple(steps)), notes)
+            keeping = keeping and step.keeps_outputs
+            dense = graph if keeping else dense
+        return Run(graph, dense, Trace(before, tuple(steps)), notes)
 
     def _entries(self) -> list[tuple[Pass, frozenset[str]]]:
         written = self.written or (frozenset(),) * len(self.passes)

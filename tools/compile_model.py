@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from tilewright.tools.measure_engines import OURS, measure_engines
 from tilewright.tools.read_model import ZOO, Source, read_calibration, read_model
 from tilewright.tools.resolve_pipeline import check_precision, reads_plan, resolve_pipeline
 from tilewright.tools.write_report import write_report
+from tilewright.trace import Trace
 from tilewright.verify import Agreement, Outputs, compare
 from tilewright.version import VERSION
 
@@ -83,23 +84,14 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
     with artifact.writing(job.folder) as folder:
         with stages("read"):
             source = read_model(job.model, job.dims, report)
-        with stages("calibrate"):
-            calibration = read_calibration(source, job.calibration, job.seed, report)
-            context = Context(target, calibration, job.seed, plan, report)
-            feeds = _feeds(source.graph, context)
-        with stages("passes"):
-            run = pipeline.run(source.graph, context)
-            levels = measured_levels(source.graph, run.graph, pipeline, target)
-        with stages("build"):
-            run.graph.save(folder / artifact.MODEL)
-            backend = find_backend(target.backend)
-            build = backend.build(run.graph, target, folder, report)
+        built = _build(job, source, target, plan, pipeline, folder, stages, report)
+        feeds, backend = built.feeds, find_backend(target.backend)
         with stages("verify"):
             found = _outputs(backend.load(folder, threads), feeds)
             verified = _verify(folder / artifact.MODEL, source, pipeline, feeds, found)
         manifest = {
             **_identity(job, source, target, pipeline),
-            **_figures(source.graph, run, build, plan, levels),
+            **built.figures,
             "verified": verified,
         }
         with stages("latency"):
@@ -111,9 +103,17 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
                 else []
             )
         Plan(manifest["plan"]["levels"]).write(folder / "plan.json")
-        write_report(folder, manifest, run.trace, stages.seconds)
+        write_report(folder, manifest, built.trace, stages.seconds)
         sealed = artifact.seal(folder, manifest)
     return {**sealed, "artifact": str(job.folder), "seconds": stages.seconds}
+
+
+class _Built(NamedTuple):
+    """What is left of transforming and lowering: no graph, for weights fill the memory."""
+
+    figures: dict[str, Any]
+    trace: Trace
+    feeds: list[dict[str, np.ndarray]]
 
 
 class _Stages:
@@ -129,6 +129,29 @@ class _Stages:
         yield
         return_freed_memory()
         self.seconds[name] = round(self._clock() - start, 3)
+
+
+def _build(
+    job: Job,
+    source: Source,
+    target: Target,
+    plan: Plan | None,
+    pipeline: Pipeline,
+    folder: Path,
+    stages: _Stages,
+    report: Report,
+) -> _Built:
+    with stages("calibrate"):
+        calibration = read_calibration(source, job.calibration, job.seed, report)
+        context = Context(target, calibration, job.seed, plan, report)
+        feeds = _feeds(source.graph, context)
+    with stages("passes"):
+        run = pipeline.run(source.graph, context)
+        levels = plan.levels if plan else measured_levels(run, pipeline, target)
+    with stages("build"):
+        run.graph.save(folder / artifact.MODEL)
+        build = find_backend(target.backend).build(run.graph, target, folder, report)
+    return _Built(_figures(source.graph, run, build, levels), run.trace, feeds)
 
 
 def _feeds(graph: Graph, context: Context) -> list[dict[str, np.ndarray]]:
@@ -196,23 +219,23 @@ def _identity(job: Job, source: Source, target: Target, pipeline: Pipeline) -> d
 
 
 def _figures(
-    dense: Graph, run: Run, build: Build, plan: Plan | None, levels: Mapping[str, Level]
+    original: Graph, run: Run, build: Build, levels: Mapping[str, Level]
 ) -> dict[str, Any]:
-    total, _ = parameter_counts(dense)
+    total, _ = parameter_counts(original)
     kept, active = parameter_counts(run.graph)
     in_layers = sum(d.shape[0] * d.shape[1] for d in build.layers)
     skipped = sum(round((1 - d.density) * d.shape[0] * d.shape[1]) for d in build.layers)
     return {
-        "plan": {"levels": dict(plan.levels) if plan else levels},
+        "plan": {"levels": dict(levels)},
         "parameters": {"dense": total, "stored": kept - skipped, "active": active},
         "sparsity": {
             "overall": round(1 - active / kept, 6) if kept else 0.0,
             "tiled": round(skipped / in_layers, 6) if in_layers else 0.0,
         },
         "bytes": {
-            "dense": parameter_bytes(dense),
+            "dense": parameter_bytes(original),
             "stored": build.stored_bytes,
-            "pruned_layers": _pruned_bytes(dense, build),
+            "pruned_layers": _pruned_bytes(run.dense, build),
         },
         "layers": [layer._asdict() for layer in build.layers],
         "islands": [note._asdict() for note in build.islands],
@@ -232,26 +255,24 @@ def _pruned_bytes(dense: Graph, build: Build) -> dict[str, int]:
         for layer in linear_layers(dense)
         if layer.matrix().size
     }
-    pruned = [d for d in build.layers if d.density < before.get(d.name, 1.0)]
+    pruned = [d for d in build.layers if d.density < before.get(d.name, 0.0)]
     return {
         "dense": sum(4 * d.shape[0] * d.shape[1] for d in pruned),
         "stored": sum(d.stored_bytes for d in pruned),
     }
 
 
-def measured_levels(
-    dense: Graph, pruned: Graph, pipeline: Pipeline, target: Target
-) -> dict[str, Level]:
+def measured_levels(run: Run, pipeline: Pipeline, target: Target) -> dict[str, Level]:
     """Return the share of empty tiles in each layer that lost any: a plan that prunes again."""
     fixed = [str(vars(step)["tile"]) for step in pipeline.passes if reads_plan(step)]
     if not fixed:
         return {}
-    before = {layer.name: layer for layer in linear_layers(dense)}
+    before = {layer.name: layer for layer in linear_layers(run.dense)}
     levels: dict[str, Level] = {}
-    for layer in linear_layers(pruned):
+    for layer in linear_layers(run.graph):
         tile = Tile.parse(fixed[-1]) if any(fixed) else target.tile_for(layer)
         share = _empty_tiles(layer, tile)
-        if layer.name not in before or share > _empty_tiles(before[layer.name], tile):
+        if layer.name in before and share > _empty_tiles(before[layer.name], tile):
             levels[layer.name] = {"sparsity": share, "tile": str(tile)}
     return levels
 

@@ -178,6 +178,17 @@ def test_a_run_says_what_each_pass_changed(tmp_path: Path) -> None:
     assert out.constants()["w"][0, 0] == np.float32(1.00001)
 
 
+def test_a_run_keeps_the_graph_before_the_first_pass_that_may_change_answers(
+    tmp_path: Path,
+) -> None:
+    graph = small_graph(TEXT, w=np.eye(4, 3, dtype=np.float32))
+    pipeline = parse("scale{by=1.00001},boast,scale{by=1.00001}")
+    done = pipeline.run(graph, Context(CPU), reproductions=tmp_path)
+    weights = [g.constants()["w"][0, 0] for g in (graph, done.dense, done.graph)]
+    once = np.float32(1.00001)
+    assert weights == [1, once, once * once]
+
+
 def test_a_pass_that_changes_answers_it_promised_to_keep_leaves_a_folder_that_reruns_it(
     tmp_path: Path,
 ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.small_models import normal, open_batch, small_model, two_layers
+from tests.small_models import normal, open_batch, small_graph, small_model, two_layers
 from tests.tools.conftest import Cli, Ended, write_target
 from tilewright import artifact
 from tilewright.graph import Graph
@@ -79,6 +79,24 @@ def test_the_bytes_of_pruned_layers_are_counted_apart(
     assert size["pruned_layers"] == {"dense": 512, "stored": 512}
     dense = run("compile", model, "--target", target, "--sparsity", "0", "--json").json()
     assert dense["bytes"]["pruned_layers"] == {"dense": 0, "stored": 0}
+
+
+def test_a_layer_that_only_folding_shows_is_not_called_pruned_for_the_zeros_it_had(
+    run: Cli, tmp_path: Path, target: str
+) -> None:
+    text = """g (float[1,16] x) => (float[1,8] y) {
+        h = MatMul(x, w)  v = Transpose<perm=[1,0]>(u)  y = MatMul(h, v)
+    }"""
+    weights = normal(8, 16)
+    weights[:4] = 0
+    model = small_graph(text, w=normal(16, 16), u=weights)
+    model.save(tmp_path / "folded.onnx")
+    spec = "fold-constants,prune-tiles{sparsity=0.5,ends=true,smallest=200}"
+    shared = ("compile", "folded.onnx", "--target", target)
+    found = run(*shared, "--pipeline", spec, "--json").json()
+    assert [len(found["layers"]), found["layers"][1]["density"]] == [2, 0.5]
+    assert list(found["plan"]["levels"]) == [found["layers"][0]["name"]]
+    assert found["bytes"]["pruned_layers"]["dense"] == 4 * 16 * 16
 
 
 def test_the_same_inputs_give_the_same_bytes(
