@@ -135,7 +135,7 @@ def run_bench(
         ("engine", "min ms", "median ms", "spread", "threads", "ratio"),
         [
             (
-                row["engine"],
+                f"{row['engine']} {row['version']}",
                 f"{row['min_ms']:.3f}",
                 f"{row['median_ms']:.3f}",
                 f"{row['spread']:.0%}",

@@ -8,10 +8,9 @@ blocked on its stdin and takes no time from the others.
 import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ import numpy as np
 from tilewright.errors import UnusableInput
 from tilewright.measurement import Samples, machine, pairwise_ratio
 from tilewright.protocol import Report, silent
+from tilewright.tools import engines
+from tilewright.tools.engines import interpreter
 
 OURS = "tilewright"
 ROUNDS = 7
@@ -29,10 +30,11 @@ WARM_UP_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Contest:
-    """The rounds of each engine, in the order they were asked for."""
+    """The rounds of each engine, in the order they were asked for, and its version."""
 
     rounds: Mapping[str, Sequence[Samples]]
     threads: int
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def total(self, engine: str) -> Samples:
         """Return all samples of an engine."""
@@ -47,7 +49,12 @@ class Contest:
         """Return rows, ratios and the machine: what `tilewright bench --json` prints."""
         return {
             "rows": [
-                {"engine": engine, **self.total(engine).as_json(), "threads": self.threads}
+                {
+                    "engine": engine,
+                    "version": self.versions.get(engine, ""),
+                    **self.total(engine).as_json(),
+                    "threads": self.threads,
+                }
                 for engine in self.rounds
             ],
             "ratio": {e: round(self.ratio(e), 4) for e in self.rounds if e != OURS},
@@ -71,7 +78,7 @@ def measure_engines(
         np.savez(file, **feeds)  # type: ignore[arg-type]
         # One after the other: loading in parallel would only make each slower.
         workers = {
-            engine: stack.enter_context(_worker(engine, model, file, threads))
+            engine: stack.enter_context(_worker(engine, model, file, threads, report))
             for engine, model in models.items()
         }
         taken: dict[str, list[Samples]] = {engine: [] for engine in models}
@@ -81,13 +88,14 @@ def measure_engines(
             report(f"timing {', '.join(models)}: round {index + 1} of {rounds}")
             for engine, worker in workers.items():
                 taken[engine].append(worker.round(round_seconds))
-    return Contest(taken, threads)
+    return Contest(taken, threads, {e: worker.version for e, worker in workers.items()})
 
 
 class _Worker:
     def __init__(self, engine: str, process: "subprocess.Popen[str]") -> None:
         self._engine = engine
         self._process = process
+        self.version = str(self.answer()["ready"])
 
     def round(self, seconds: float) -> Samples:
         """Ask for a round and wait for its samples."""
@@ -109,15 +117,18 @@ class _Worker:
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise UnusableInput(str(answer["error"]))
+            raise UnusableInput(f"{self._engine}: {answer['error']}")
         return answer
 
 
 @contextlib.contextmanager
-def _worker(engine: str, model: Path, feeds: Path, threads: int) -> Iterator[_Worker]:
-    command = [sys.executable, "-m", "tilewright.tools.time_engine", engine, str(model)]
+def _worker(
+    engine: str, model: Path, feeds: Path, threads: int, report: Report
+) -> Iterator[_Worker]:
+    # By its path, and with -P: another environment's Python knows no tilewright.
+    files = engines.FOLDER / "time_engine.py", engines.ENGINES[engine].file, model, feeds
     process = subprocess.Popen(
-        [*command, str(feeds), str(threads)],
+        [interpreter(engine, report), "-P", *map(str, files), str(threads)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -125,9 +136,7 @@ def _worker(engine: str, model: Path, feeds: Path, threads: int) -> Iterator[_Wo
         start_new_session=True,
     )
     try:
-        worker = _Worker(engine, process)
-        worker.answer()
-        yield worker
+        yield _Worker(engine, process)
     finally:
         process.kill()
         process.wait()

@@ -1,23 +1,21 @@
 """Time one engine in this process, round by round, as another process asks for it.
 
-Started as `python -m tilewright.tools.time_engine ENGINE MODEL FEEDS.npz THREADS`. Each line on
-stdin asks for a round of so many seconds; each line on stdout is JSON: {"samples_ns": [...]},
-or {"error": ...} as the last one. The first line says {"ready": true}.
+Started as `python -P time_engine.py OF_ENGINE.py MODEL FEEDS.npz THREADS`, in an environment
+that may have no more than numpy and the engine. Each line on stdin asks for a round of so many
+seconds; each line on stdout is JSON: {"samples_ns": [...]}, or {"error": ...} as the last one.
+The first line says {"ready": the engine's version}.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-
-from tilewright.errors import TilewrightError
-from tilewright.measurement import Samples
-from tilewright.tools.engines import open_engine
 
 LEAST_CALLS, MOST_CALLS = 2, 2000
 
@@ -26,7 +24,7 @@ def time_round(
     call: Callable[[], object],
     seconds: float,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
-) -> Samples:
+) -> list[int]:
     """Time calls until so many seconds are over; at least two, and no more than are of use."""
     taken: list[int] = []
     total = 0
@@ -35,12 +33,12 @@ def time_round(
         call()
         taken.append(clock_ns() - start)
         total += taken[-1]
-    return Samples(tuple(taken))
+    return taken
 
 
 def main(argv: list[str]) -> None:
     """Answer the rounds that stdin asks for."""
-    engine, model, feeds_file, threads = argv
+    file, model, feeds_file, threads = argv
     # Engines print what they like; the answers keep the real stdout for themselves.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -51,14 +49,30 @@ def main(argv: list[str]) -> None:
     try:
         with np.load(feeds_file, allow_pickle=False) as stored:
             feeds = dict(stored)
-        run = open_engine(engine, Path(model), int(threads) or None)
+        engine = _module(file)
+        run = engine.open_engine(model, int(threads))
         run(feeds)
-    except TilewrightError as error:
-        answer({"error": str(error)})
+    except Exception as error:
+        answer({"error": _told(error)})
         return
-    answer({"ready": True})
+    answer({"ready": engine.version()})
     for line in sys.stdin:
-        answer({"samples_ns": time_round(lambda: run(feeds), float(line)).samples_ns})
+        answer({"samples_ns": time_round(lambda: run(feeds), float(line))})
+
+
+def _told(error: Exception) -> str:
+    """Return an error's text; whole sentences if tilewright raised it, else with its kind."""
+    ours = type(error).__module__.partition(".")[0] == "tilewright"
+    return str(error) if ours else f"{type(error).__name__}: {error}"
+
+
+def _module(file: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("engine", file)
+    assert spec is not None, f"{file} is no Python file"
+    assert spec.loader is not None, f"{file} is no Python file"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":
