@@ -14,7 +14,7 @@ from tilewright.errors import CannotLower, DamagedArtifact, UnusableInput
 from tilewright.graph import Graph
 from tilewright.protocol import Build, Executable, Feeds, Report
 from tilewright.target import Target
-from tilewright.targets.kernels.pen import Isa
+from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.link import link_shared
 from tilewright.targets.lower.anchors import ANCHORS
 from tilewright.targets.lower.lowering import Lowering, NotLowered
@@ -207,12 +207,8 @@ def _names_read(node: onnx.NodeProto) -> set[str]:
 
 
 def _value_info(name: str, window: Window) -> onnx.ValueInfoProto:
-    dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(_numpy_dtype(window.dtype)))
+    dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(window.dtype)))
     return onnx.helper.make_tensor_value_info(name, dtype, window.shape)
-
-
-def _numpy_dtype(kind: str) -> str:
-    return {"weights": "float32", "indices": "int32"}.get(kind, kind)
 
 
 def _write_program(
@@ -262,15 +258,16 @@ class _Program:
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         content = _read_program(folder)
-        wanted = threads or content["threads"] or len(os.sched_getaffinity(0))
-        # The pool reads these when it starts; a later change goes through the runtime.
-        os.environ.setdefault("TVM_NUM_THREADS", str(wanted))
+        wanted = threads or content["threads"] or _cores()
+        # The pool reads these when it starts: as many workers as there may ever be.
+        os.environ.setdefault("TVM_NUM_THREADS", str(max(wanted, _cores())))
         # A pinned worker and the caller, which is not, end up on one core at times.
         os.environ.setdefault("TVM_BIND_THREADS", "0")
         import tvm
         from tvm import relax
 
-        tvm.get_global_func("runtime.config_threadpool")(1, wanted)
+        self._threads = wanted
+        self._use_threads = tvm.get_global_func("runtime.config_threadpool")
         self._bases = _base_arrays(folder, content)
         self._arguments = [tvm.runtime.from_dlpack(a) for a in self._bases.values()]
         machine: Any = None
@@ -309,6 +306,8 @@ class _Program:
                     f"This artifact takes {sorted(self._inputs)}."
                 )
             np.copyto(view, value)
+        # The pool is one for all that is loaded, so each call says how many it takes.
+        self._use_threads(1, self._threads)
         for part in self._parts:
             part()
         return {name: view.copy() for name, view in self._outputs.items()}
@@ -330,9 +329,14 @@ class _Program:
 
         def run() -> None:
             feeds = {k: np.ascontiguousarray(v) for k, v in inputs.items()}
-            for view, value in zip(
-                outputs.values(), session.run(list(outputs), feeds), strict=True
-            ):
+            found = session.run(list(outputs), feeds)
+            for (name, view), value in zip(outputs.items(), found, strict=True):
+                if value.shape != view.shape:
+                    raise UnusableInput(
+                        f'"{name}" has shape {list(value.shape)} in onnxruntime, and shape '
+                        f"inference says {list(view.shape)}. Export the model with another "
+                        "opset, or with shapes that agree."
+                    )
                 np.copyto(view, value)
 
         return run
@@ -341,6 +345,10 @@ class _Program:
         base = self._bases[window["base"]]
         strides = [s * base.itemsize for s in window["strides"]]
         return np.lib.stride_tricks.as_strided(base[window["at"] :], window["shape"], strides)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _read_program(folder: Path) -> dict[str, Any]:

@@ -48,11 +48,8 @@ class Calibration:
             )
         samples = next(iter(counts.values()), 0)
         if not samples:
-            raise UnusableInput(
-                "Calibration data holds no samples. Give at least one; "
-                "a few hundred typical inputs are best."
-            )
-        keeps_axis = {str(i.name): _has_batch_of_one(i) for i in inputs}
+            raise _no_samples()
+        keeps_axis = {str(i.name): has_batch_of_one(i) for i in inputs}
         return cls(
             tuple(
                 {n: a[i : i + 1] if keeps_axis[n] else a[i, ...] for n, a in stacked.items()}
@@ -66,12 +63,21 @@ class Calibration:
     ) -> "Calibration":
         """Take feeds as the model reads them, one inference each.
 
-        Arrays may be views that share memory. Raises UnusableInput as `from_arrays` does.
+        Arrays may be views that share memory. Raises UnusableInput where there are none, and
+        where names, shapes, dtypes or values do not fit.
         """
-        batched = {str(i.name) for i in inputs if _has_batch_of_one(i)}
-        stacks = [{n: x if n in batched else x[None] for n, x in f.items()} for f in feeds]
-        every = [cls.from_arrays(stack, inputs) for stack in stacks]
-        return cls(tuple(feed for one in every for feed in one.feeds()))
+        if not feeds:
+            raise _no_samples()
+        for feed in feeds:
+            _check_names(feed, inputs)
+            for tensor in inputs:
+                found, wanted = np.shape(feed[tensor.name]), static_shape(tensor)
+                if wanted is not None and found != wanted:
+                    raise UnusableInput(
+                        f'Calibration array "{tensor.name}" has shape {found}, but the model '
+                        f"reads {wanted}. Give each inference arrays of the inputs' shapes."
+                    )
+        return cls(tuple({str(i.name): _usable(f[i.name], i) for i in inputs} for f in feeds))
 
     @property
     def samples(self) -> int:
@@ -231,6 +237,13 @@ class Ranges:
         return self._range[1]
 
 
+def _no_samples() -> UnusableInput:
+    return UnusableInput(
+        "Calibration data holds no samples. Give at least one; "
+        "a few hundred typical inputs are best."
+    )
+
+
 def _check_names(arrays: Mapping[str, np.ndarray], inputs: Sequence[gs.Variable]) -> None:
     wanted, given = {str(i.name) for i in inputs}, set(arrays)
     if missing := sorted(wanted - given):
@@ -247,8 +260,7 @@ def _check_names(arrays: Mapping[str, np.ndarray], inputs: Sequence[gs.Variable]
 
 
 def _checked(values: np.ndarray, tensor: gs.Variable) -> np.ndarray:
-    values = _with_dtype(values, tensor)
-    batched = _has_batch_of_one(tensor)
+    batched = has_batch_of_one(tensor)
     expected = list(tensor.shape)[1:] if batched else list(tensor.shape or [])
     found = list(values.shape[1:])
     fits = values.ndim > 0 and len(expected) == len(found)
@@ -260,6 +272,12 @@ def _checked(values: np.ndarray, tensor: gs.Variable) -> np.ndarray:
             f'Calibration array "{tensor.name}" has shape {values.shape}, but the model reads '
             f"({shape}). Stack one sample after the other along axis 0."
         )
+    return _usable(values, tensor)
+
+
+def _usable(values: np.ndarray, tensor: gs.Variable) -> np.ndarray:
+    """Return values in the dtype that the model reads, read-only. Raises UnusableInput."""
+    values = _with_dtype(np.asarray(values), tensor)
     if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
         bad = int(values.size - np.isfinite(values).sum())
         raise UnusableInput(
@@ -285,7 +303,8 @@ def _with_dtype(values: np.ndarray, tensor: gs.Variable) -> np.ndarray:
         return values.astype(wanted)
 
 
-def _has_batch_of_one(tensor: gs.Variable) -> bool:
+def has_batch_of_one(tensor: gs.Variable) -> bool:
+    """Say whether an input is (1, ...): samples are then stacked along that axis."""
     shape = static_shape(tensor)
     return bool(shape) and shape is not None and shape[0] == 1
 

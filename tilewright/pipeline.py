@@ -22,7 +22,7 @@ from tilewright.errors import PassFailed, TilewrightError, UnknownName, Unusable
 from tilewright.graph import Graph
 from tilewright.protocol import Context, Note, Pass
 from tilewright.reproduce import write_reproduction
-from tilewright.trace import Step, Trace, changes, survey
+from tilewright.trace import Step, Trace, changes, lost_weights, survey
 from tilewright.verify import Verifier
 
 Registry = Mapping[str, str]
@@ -35,12 +35,11 @@ _PLAIN = re.compile(r'[^\s,|{}="]+')
 class Run(NamedTuple):
     """What a pipeline returns: the new graph, what each pass did, what each left alone.
 
-    `dense` is the graph that the first pass which may change the answers was given: folding
-    is behind it, so a layer goes by the same name in both graphs.
+    `pruned` names the layers that lost weights in some pass.
     """
 
     graph: Graph
-    dense: Graph
+    pruned: frozenset[str]
     trace: Trace
     notes: Mapping[str, tuple[Note, ...]]
 
@@ -119,8 +118,7 @@ class Pipeline:
         steps: list[Step] = []
         notes: dict[str, tuple[Note, ...]] = {}
         before, texts = survey(graph), self.texts()
-        keeping = True
-        dense = graph
+        pruned: frozenset[str] = frozenset()
         for index, step in enumerate(self.passes):
             context.report(f"{step.name} ({index + 1} of {len(self.passes)})")
             verifier.require(step, graph)
@@ -135,12 +133,12 @@ class Pipeline:
                 rest = ",".join(texts[index:])
                 raise _failure(step, error, graph, rest, context, reproductions) from error
             changed = changes(graph, outcome.graph)
+            if not step.keeps_outputs:
+                pruned |= lost_weights(graph, outcome.graph)
             graph = outcome.graph
             steps.append(Step(texts[index], survey(graph), changed, seconds))
             notes[step.name] = notes.get(step.name, ()) + tuple(outcome.notes)
-            keeping = keeping and step.keeps_outputs
-            dense = graph if keeping else dense
-        return Run(graph, dense, Trace(before, tuple(steps)), notes)
+        return Run(graph, pruned, Trace(before, tuple(steps)), notes)
 
     def _entries(self) -> list[tuple[Pass, frozenset[str]]]:
         written = self.written or (frozenset(),) * len(self.passes)

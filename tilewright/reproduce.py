@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tilewright.calibration import Calibration
+from tilewright.calibration import Calibration, has_batch_of_one
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layout import Tile
@@ -50,7 +50,8 @@ def write_reproduction(
     if context.plan is not None:
         context.plan.write(folder / "plan.json")
     if context.calibration is not None:
-        _write_stacked(folder / "calibration.npz", context.calibration)
+        batched = {str(t.name) for t in graph.inputs if has_batch_of_one(t)}
+        _write_stacked(folder / "calibration.npz", context.calibration, batched)
     return folder
 
 
@@ -93,15 +94,17 @@ def _next_folder(parent: Path, name: str) -> Path:
     raise AssertionError("count() never ends")
 
 
-def _write_stacked(file: Path, calibration: Calibration) -> None:
+def _write_stacked(file: Path, calibration: Calibration, batched: set[str]) -> None:
     """Write what Calibration.from_arrays reads, an .npz, without holding the stacks.
+
+    Inputs in `batched` have an axis for the samples already.
 
     Feeds may be views of memory that many of them share: stacked, they take many times as much.
     """
     with zipfile.ZipFile(file, "w") as archive:
         for name, first in next(calibration.feeds()).items():
-            batched = first.shape[:1] == (1,)
-            shape = (calibration.samples, *(first.shape[1:] if batched else first.shape))
+            each = first.shape[1:] if name in batched else first.shape
+            shape = (calibration.samples, *each)
             layout = np.lib.format.dtype_to_descr(first.dtype)
             header = {"descr": layout, "fortran_order": False, "shape": shape}
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.graph import Graph
+from tilewright.layers import linear_layers
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ def survey(graph: Graph) -> Survey:
         dict(sorted(count_operators(graph).items())),
         sum(values.size for values in weights),
         sum(values.size - int(np.count_nonzero(values)) for values in weights),
+    )
+
+
+def lost_weights(before: Graph, after: Graph) -> frozenset[str]:
+    """Return the names of the linear layers that have fewer weights that are not zero."""
+    had = {layer.name: np.count_nonzero(layer.weight.values) for layer in linear_layers(before)}
+    return frozenset(
+        layer.name
+        for layer in linear_layers(after)
+        if np.count_nonzero(layer.weight.values) < had.get(layer.name, 0)
     )
 
 

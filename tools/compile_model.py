@@ -235,7 +235,7 @@ def _figures(
         "bytes": {
             "dense": parameter_bytes(original),
             "stored": build.stored_bytes,
-            "pruned_layers": _pruned_bytes(run.dense, build),
+            "pruned_layers": _pruned_bytes(run, build),
         },
         "layers": [layer._asdict() for layer in build.layers],
         "islands": [note._asdict() for note in build.islands],
@@ -248,14 +248,9 @@ def _figures(
     }
 
 
-def _pruned_bytes(dense: Graph, build: Build) -> dict[str, int]:
+def _pruned_bytes(run: Run, build: Build) -> dict[str, int]:
     """Return the fp32 bytes of the layers that lost weights, and what is stored for them."""
-    before = {
-        layer.name: np.count_nonzero(layer.matrix()) / layer.matrix().size
-        for layer in linear_layers(dense)
-        if layer.matrix().size
-    }
-    pruned = [d for d in build.layers if d.density < before.get(d.name, 0.0)]
+    pruned = [d for d in build.layers if d.name in run.pruned]
     return {
         "dense": sum(4 * d.shape[0] * d.shape[1] for d in pruned),
         "stored": sum(d.stored_bytes for d in pruned),
@@ -267,12 +262,11 @@ def measured_levels(run: Run, pipeline: Pipeline, target: Target) -> dict[str, L
     fixed = [str(vars(step)["tile"]) for step in pipeline.passes if reads_plan(step)]
     if not fixed:
         return {}
-    before = {layer.name: layer for layer in linear_layers(run.dense)}
     levels: dict[str, Level] = {}
     for layer in linear_layers(run.graph):
         tile = Tile.parse(fixed[-1]) if any(fixed) else target.tile_for(layer)
         share = _empty_tiles(layer, tile)
-        if layer.name in before and share > _empty_tiles(before[layer.name], tile):
+        if layer.name in run.pruned and share > 0:
             levels[layer.name] = {"sparsity": share, "tile": str(tile)}
     return levels
 

@@ -5,10 +5,10 @@ are stored, so bias, activation and residual cost no pass over memory. GELU, SiL
 need no rule of their own: their ONNX nodes simply become steps of a chain.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial, reduce
 
 from tvm import tirx
 
@@ -171,8 +171,22 @@ class Math:
         return self.keep(result)
 
     def clamp(self, x: Expr, low: float, high: float) -> Expr:
-        """Limit to [low, high]; NaN passes through, as operands come second."""
-        return self.keep(tirx.min(tirx.max(x, self.f(low)), self.f(high)))
+        """Limit to [low, high]; NaN passes through."""
+        return self.keep(self.at_most(high, self.at_least(low, x)))
+
+    def at_least(self, low: float, x: Expr) -> Expr:
+        """max(low, x), and NaN where x is NaN: the instruction returns its second operand."""
+        return tirx.max(self.f(low), x)
+
+    def at_most(self, high: float, x: Expr) -> Expr:
+        """min(high, x), and NaN where x is NaN."""
+        return tirx.min(self.f(high), x)
+
+    def extreme(self, kind: str, a: Expr, b: Expr) -> Expr:
+        """The "maximum" or "minimum" of a and b, and NaN where either is NaN."""
+        if not str(a.ty).startswith("float"):
+            return tirx.max(a, b) if kind == "maximum" else tirx.min(a, b)
+        return self.llvm(kind, a, b)
 
     def exp(self, x: Expr) -> Expr:
         """e^x: 2^n times a polynomial on the remainder; 1 unit in the last place or so.
@@ -206,7 +220,10 @@ class Math:
         m = self.opaque(tirx.Select(small, m + m, m) - self.f(1.0))
         z = self.keep(m * m)
         y = self.polynomial(m, _LOG) * m * z + e * self.f(-2.12194440e-4) - z * self.f(0.5)
-        return self.keep(m + y + e * self.f(0.693359375))
+        finite = self.keep(m + y + e * self.f(0.693359375))
+        size = tirx.bitwise_and(bits, number(0x7FFFFFFF, "int32", self.width))
+        # The logarithm of infinity and of NaN is the same again.
+        return self.keep(tirx.Select(size < number(0x7F800000, "int32", self.width), finite, x))
 
     def erf(self, x: Expr) -> Expr:
         """Error function."""
@@ -225,11 +242,11 @@ class Math:
         """1 / (1 + e^-x)."""
         return self.f(1.0) / (self.f(1.0) + self.exp(self.f(0.0) - x))
 
-    def llvm(self, intrinsic: str, x: Expr) -> Expr:
+    def llvm(self, intrinsic: str, *operands: Expr) -> Expr:
         """Apply a vector instruction that LLVM has a name for: sqrt, floor, ceil, fabs."""
         suffix = "f32" if self.width == 1 else f"v{self.width}f32"
         return tirx.call_llvm_pure_intrin(
-            self.typed("float32"), f"llvm.{intrinsic}.{suffix}", x
+            self.typed("float32"), f"llvm.{intrinsic}.{suffix}", *operands
         )
 
     def number_of(self, key: str, default: float) -> Expr:
@@ -238,20 +255,21 @@ class Math:
 
 
 def _clip(m: Math, x: Expr, low: Expr | None = None, high: Expr | None = None) -> Expr:
+    # The limits come first: NaN then passes through, as in `Math.at_least`.
     if low is not None:
-        x = tirx.max(x, low)
+        x = tirx.max(low, x)
     if high is not None:
-        x = tirx.min(x, high)
+        x = tirx.min(high, x)
     return x
 
 
 def _hard_sigmoid(m: Math, x: Expr) -> Expr:
     line = x * m.number_of("alpha", 0.2) + m.number_of("beta", 0.5)
-    return tirx.min(tirx.max(line, m.f(0.0)), m.f(1.0))
+    return m.clamp(line, 0.0, 1.0)
 
 
 def _hard_swish(m: Math, x: Expr) -> Expr:
-    return x * tirx.min(tirx.max(x * m.f(1 / 6) + m.f(0.5), m.f(0.0)), m.f(1.0))
+    return x * m.clamp(x * m.f(1 / 6) + m.f(0.5), 0.0, 1.0)
 
 
 def _gelu(m: Math, x: Expr) -> Expr:
@@ -274,11 +292,11 @@ def _elu(m: Math, x: Expr) -> Expr:
 def _softplus(m: Math, x: Expr) -> Expr:
     # log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), which cannot overflow.
     tail = m.log(m.f(1.0) + m.exp(m.f(0.0) - m.llvm("fabs", x)))
-    return tirx.max(x, m.f(0.0)) + tail
+    return m.at_least(0.0, x) + tail
 
 
 def _pow(m: Math, x: Expr, _: Expr) -> Expr:
-    # Only small exponents that are known come here: see `chain_step` in lower/elementwise.
+    # Only small exponents that are known come here: see `is_elementwise` in lower/chains.py.
     exponent = float(m.attrs["exponent"])
     if exponent == 0.5:
         return m.llvm("sqrt", x)
@@ -312,10 +330,10 @@ OPERATORS: dict[str, Callable[..., Expr]] = {
     "Sub": lambda m, a, b: a - b,
     "Mul": lambda m, a, b: a * b,
     "Div": lambda m, a, b: a / b,
-    "Min": lambda m, *values: functools.reduce(tirx.min, values),
-    "Max": lambda m, *values: functools.reduce(tirx.max, values),
+    "Min": lambda m, *values: reduce(partial(m.extreme, "minimum"), values),
+    "Max": lambda m, *values: reduce(partial(m.extreme, "maximum"), values),
     "Pow": _pow,
-    "Neg": lambda m, x: m.f(0.0) - x,
+    "Neg": lambda m, x: x * m.f(-1.0),
     "Abs": lambda m, x: m.llvm("fabs", x),
     "Sqrt": lambda m, x: m.llvm("sqrt", x),
     "Floor": lambda m, x: m.llvm("floor", x),
@@ -326,7 +344,7 @@ OPERATORS: dict[str, Callable[..., Expr]] = {
     "Erf": lambda m, x: m.erf(x),
     "Tanh": lambda m, x: m.tanh(x),
     "Sigmoid": lambda m, x: m.sigmoid(x),
-    "Relu": lambda m, x: tirx.max(x, m.f(0.0)),
+    "Relu": lambda m, x: m.at_least(0.0, x),
     "LeakyRelu": _leaky_relu,
     "PRelu": lambda m, x, slope: tirx.Select(x > m.f(0.0), x, x * slope),
     "Elu": _elu,

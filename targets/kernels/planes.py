@@ -8,11 +8,10 @@ border case in the inner loop.
 import math
 from dataclasses import dataclass
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
 from tilewright.targets.kernels.blocks import Nest, Strides, cut
-from tilewright.targets.kernels.elementwise import Chain, number, run_chain
+from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
 from tilewright.targets.kernels.pen import Expr, Pen
 from tilewright.targets.kernels.tile import each_result
 
@@ -199,7 +198,7 @@ class PlaneKernel:
                     weight = pen.register(pen.load(1, index, lanes, stride=0))
                 for v, (dy, dx) in enumerate(places):
                     value = load(base + (s.tap(ky, kx) + dy * columns + dx), lanes)
-                    sums[v] = pen.register(self._join(sums[v], value, weight))
+                    sums[v] = pen.register(self._join(pen, lanes, sums[v], value, weight))
         first = self._first
         with each_result(pen, [sums], lanes) as (_, v, result):
             dy, dx = nest.place(v)
@@ -220,12 +219,16 @@ class PlaneKernel:
                 at = strides.at(b, n, y + dy, x + dx)
                 pen.store(first + len(self.operands) + i, at, out, lanes)
 
-    def _join(self, total: Expr | None, value: Expr, weight: Expr | None) -> Expr:
+    def _join(
+        self, pen: Pen, lanes: int, total: Expr | None, value: Expr, weight: Expr | None
+    ) -> Expr:
         if weight is not None:
             value = value * weight
         if total is None:
             return value
-        return tirx.max(total, value) if self.op == "max" else total + value
+        if self.op != "max":
+            return total + value
+        return Math(pen, lanes, {}).extreme("maximum", total, value)
 
 
 def fill_plane(

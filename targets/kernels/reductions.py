@@ -1,7 +1,6 @@
 """Kernels that reduce rows: sums and means, softmax, layer normalization."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tvm import tirx
@@ -42,7 +41,11 @@ class ReduceKernel:
 
     def _row(self, pen: Pen, sweep: Sweep, at: list[Expr]) -> None:
         kind = self.op.removeprefix("Reduce")
-        start, combine = _FOLDS.get(kind, (0.0, _add))
+        start, extreme = _EXTREMES.get(kind, (0.0, ""))
+
+        def combine(a: Expr, b: Expr) -> Expr:
+            return sweep.here.extreme(extreme, a, b) if extreme else a + b
+
         squared = kind in ("L2", "SumSquare")
         (total,) = sweep.fold(
             (start,), lambda sums, x: (combine(sums[0], x * x if squared else x),), (combine,)
@@ -174,8 +177,5 @@ def _add(a: Expr, b: Expr) -> Expr:
     return a + b
 
 
-# Where a fold starts, and how it goes on, where that is not a sum from zero.
-_FOLDS: dict[str, tuple[float, Callable[[Expr, Expr], Expr]]] = {
-    "Max": (-_LARGEST, tirx.max),
-    "Min": (_LARGEST, tirx.min),
-}
+# Where a fold starts, and what it takes, where that is not a sum from zero.
+_EXTREMES = {"Max": (-_LARGEST, "maximum"), "Min": (_LARGEST, "minimum")}

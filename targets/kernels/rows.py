@@ -5,14 +5,14 @@ or neighbours within one row ("horizontal": lanes are combined at the end).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tvm import tirx
 
 from tilewright.targets.kernels.elementwise import Math, number
 from tilewright.targets.kernels.map import indices_of
-from tilewright.targets.kernels.pen import Expr, Pen
+from tilewright.targets.kernels.pen import Expr, Isa, Pen
 
 _PARALLEL_ELEMENTS = 20_000
 
@@ -48,13 +48,24 @@ def each_row(pen: Pen, rows: RowShape, body: Callable[["Sweep", list[Expr]], Non
             body(Sweep(pen, rows, at, 1), at)
         return
     *outer, lanes = kept
-    width = pen.isa.width_for(lanes)
-    vectors = -(-lanes // width)
-    with pen.parallel(math.prod(outer) * vectors, parallel) as flat:
-        at = indices_of(pen, flat // vectors, outer)
-        # The last vector moves back over its neighbour: the same rows, computed again.
-        at.append(pen.register(tirx.min(flat % vectors * width, lanes - width)))
-        body(Sweep(pen, rows, at, width), at)
+    for first, vectors, width in _pieces(lanes, pen.isa):
+        with pen.parallel(math.prod(outer) * vectors, parallel) as flat:
+            at = indices_of(pen, flat // vectors, outer)
+            at.append(pen.register(flat % vectors * width + first))
+            body(Sweep(pen, rows, at, width), at)
+
+
+def _pieces(lanes: int, isa: Isa) -> Iterator[tuple[int, int, int]]:
+    """Cut rows side by side into (first, vectors, width): 20 rows are 16 and 4.
+
+    No two vectors share a row: bodies read what they wrote, and another thread may have it.
+    """
+    first = 0
+    while first < lanes:
+        width = isa.width_for(lanes - first)
+        vectors = (lanes - first) // width
+        yield first, vectors, width
+        first += vectors * width
 
 
 class Sweep:
@@ -95,7 +106,7 @@ class Sweep:
     def store_current(self, value: Expr) -> None:
         """Write to the target at the place being read."""
         place, width = self._place
-        self.pen.store(1, place, value, width)
+        self.pen.store(1, place, value, width, stride=self._lane_step(1))
 
     def fold(
         self,
@@ -143,15 +154,18 @@ class Sweep:
 
         def body(source: Expr, target: Expr, at: list[Expr], w: int) -> None:
             self._place = (target, w)
-            loaded = self.pen.load(1, target, w) if again else self._load(0, source, w)
+            loaded = self._load(1, target, w) if again else self._load(0, source, w)
             self.store_current(function(self.pen.register(loaded), at, w))
 
         self._run(body)
 
     def _load(self, arg: int, place: Expr, width: int) -> Expr:
-        kept = len(self.rows.kept)
-        step = self.rows.source[kept - 1] if self.rows.vertical else self._steps[-1]
-        return self.pen.load(arg, place, width, stride=step)
+        return self.pen.load(arg, place, width, stride=self._lane_step(arg))
+
+    def _lane_step(self, arg: int) -> int:
+        """Return how far neighbouring lanes of the source (0) or the target (1) are apart."""
+        strides = (self.rows.source, self.rows.target)[arg]
+        return strides[len(self.rows.kept) - 1] if self.rows.vertical else strides[-1]
 
     def _inner_width(self) -> int:
         if self.rows.vertical:

@@ -127,11 +127,12 @@ def _exponent(node: gs.Node) -> float:
 
 
 def _limits(node: gs.Node) -> tuple[Source, Source]:
-    """Return Clip's limits, from inputs (opset 11) or attributes; infinite where absent."""
+    """Return Clip's limits, from inputs (opset 11) or attributes; float32's where absent."""
     given = [t.values.item() if t.name else None for t in node.inputs[1:3]]
     given += [None] * (2 - len(given))
-    low = given[0] if given[0] is not None else node.attrs.get("min", -3.4028235e38)
-    high = given[1] if given[1] is not None else node.attrs.get("max", 3.4028235e38)
+    least, most = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
+    low = given[0] if given[0] is not None else node.attrs.get("min", least)
+    high = given[1] if given[1] is not None else node.attrs.get("max", most)
     return Source("number", value=float(low)), Source("number", value=float(high))
 
 

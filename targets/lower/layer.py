@@ -73,11 +73,11 @@ def run_layer(lowering: Lowering, region: Region, problem: Problem) -> None:
     result = node.outputs[0]
     shape = static_shape(result)
     assert shape is not None, f"{result.name} has no static shape"
-    choice = choose(lowering, problem, shape)
+    choice = choose(lowering, node, problem, shape)
     axes = [a for a in range(len(shape)) if a != problem.channel]
     if choice.lanes == "positions":
         # Channels next to the last position axis: (batch..., channel, positions).
-        order, run = _positions_order(node, axes, problem.channel)
+        order, run = _positions_order(node, shape, problem.channel)
         if _last_step(problem.source) != 1:
             problem = _repacked(lowering, node, problem)
     else:
@@ -150,14 +150,18 @@ def call_tiles(
     )
 
 
-def choose(lowering: Lowering, problem: Problem, shape: tuple[int, ...]) -> Choice:
+def choose(
+    lowering: Lowering, node: gs.Node, problem: Problem, shape: tuple[int, ...]
+) -> Choice:
     """Choose lane order, tile and sparse or dense for a layer with results of `shape`."""
     matrix, channel = problem.matrix, problem.channel
     positions = math.prod(shape) // matrix.shape[0]
     order = lowering.target.order_for(positions)
     zeros = 1 - np.count_nonzero(matrix) / matrix.size
     least = float(lowering.target.settings.get("min_sparse_share", 0.0))
-    last = [n for a, n in enumerate(shape) if a != channel and n > 1]
+    # A convolution's lanes run along its maps, not over images.
+    first = 2 if node.op == "Conv" else 0
+    last = [n for a, n in enumerate(shape) if a != channel and a >= first and n > 1]
     if order.lanes == "positions" and last:
         sparse, dense = sparse_steps(matrix, POSITION_ROWS), dense_steps(matrix, POSITION_ROWS)
         if zeros >= least and sparse < dense:
@@ -201,11 +205,18 @@ def _split_positions(matrix: np.ndarray, positions: int, packed: PackedTiles) ->
     return activations > packed.values.size and positions >= 2048
 
 
-def _positions_order(node: gs.Node, axes: Sequence[int], channel: int) -> tuple[list[int], int]:
-    """Return the axes from the slowest to the fastest, and how many of them are positions."""
+def _positions_order(
+    node: gs.Node, shape: Sequence[int], channel: int
+) -> tuple[list[int], int]:
+    """Return the axes from the slowest to the fastest, and how many positions come last.
+
+    Lanes run along the last axis of positions that has more than one.
+    """
+    axes = [a for a in range(len(shape)) if a != channel]
     if node.op == "Conv":
         return sorted([*axes, channel]), len(axes) - 1
-    return [*axes[:-1], channel, axes[-1]], 1
+    last = max((a for a in axes if shape[a] > 1), default=axes[-1])
+    return [*(a for a in axes if a != last), channel, last], 1
 
 
 def _last_step(source: Window) -> int:
@@ -222,8 +233,7 @@ def _repacked(lowering: Lowering, node: gs.Node, problem: Problem) -> Problem:
     window = lowering.window(tensor)
     rank = len(window.shape)
     channel = 1 if node.op == "Conv" else rank - 1
-    others = [a for a in range(rank) if a != channel]
-    order, run = _positions_order(node, others, channel)
+    order, run = _positions_order(node, window.shape, channel)
     moved = lowering.moved(window, order, tensor.name, run)
     lowering.define(tensor, moved)
     return _flat_problem(moved, channel, problem.matrix, problem.channel)

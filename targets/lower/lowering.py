@@ -67,7 +67,15 @@ class Lowering:
 
     def define(self, tensor: gs.Tensor, window: Window) -> None:
         """Note where a tensor is from now on."""
+        assert window.shape == static_shape(tensor), f"{tensor.name} is not {window.shape}"
+        assert dtype_of(window.dtype) == tensor.dtype, f"{tensor.name} is not {window.dtype}"
         self._windows[tensor.name] = window
+
+    def is_read(self, tensor: gs.Tensor) -> bool:
+        """Say whether a node, a subgraph or the graph's output needs a tensor."""
+        name = tensor.name
+        outer = name in self._graph_outputs or name in self._read_by_subgraphs
+        return bool(name) and (outer or bool(tensor.outputs))
 
     def outside_readers(self, region: Region) -> list[gs.Tensor]:
         """Return the tensors of a region that something outside it reads, in order."""
@@ -91,10 +99,10 @@ class Lowering:
     ) -> tuple[Chain, list[Window], list[Window]]:
         """Build the chain behind a region's anchor.
 
-        `result` is what the kernel computes; `order` and `run` how its outputs lie in memory
-        (as `compact` says); `bias` a
-        window of result's shape that is added first. Returns the chain, its operands and the
-        new output windows, all in result's shape; the tensors are defined.
+        `result` is what the kernel computes; `order` and `run` how its outputs lie in memory,
+        as `Program.tensor` says; `bias` a window of result's shape that is added first. Returns
+        the chain, its operands and the new output windows, all in result's shape; the tensors
+        are defined.
         """
         shape = static_shape(result)
         assert shape is not None, f"{result.name} has no static shape"

@@ -27,6 +27,9 @@ def lower_pool(lowering: Lowering, region: Region) -> None:
     node = region.anchor
     if len([t for t in node.outputs if t.name]) > 1:
         raise NotLowered(f"{node.op} with indices")
+    plane = plane_shape(node)
+    if plane is not None and node.attrs.get("ceil_mode", 0) and _beyond(plane):
+        raise NotLowered(f"{node.op} with a window that starts behind the input")
     op = "max" if node.op == "MaxPool" else "average"
     _lower_planes(lowering, region, op, None, 1)
 
@@ -153,6 +156,19 @@ def _lower_planes(
     lowering.program.call(
         kernel, [window, *fixed, *operands, *outputs], [n.name for n in region.nodes]
     )
+
+
+def _beyond(plane: PlaneShape) -> bool:
+    """Say whether the last window starts in the padding behind: such windows do not count.
+
+    Some versions of shape inference count them all the same.
+    """
+    ends = (plane.height + plane.top, plane.width + plane.left)
+    starts = (
+        (out - 1) * stride
+        for out, stride in zip((plane.out_height, plane.out_width), plane.stride, strict=True)
+    )
+    return any(start >= end for start, end in zip(starts, ends, strict=True))
 
 
 def _window_counts(node: gs.Node, plane: PlaneShape) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import is_constant, static_shape
@@ -74,10 +75,14 @@ def lower_layer_norm(lowering: Lowering, region: Region) -> None:
     window = lowering.window(node.inputs[0])
     rank = len(window.shape)
     first = int(node.attrs.get("axis", -1)) % rank
-    if any(t.name and t.outputs for t in node.outputs[1:]):
+    if any(lowering.is_read(t) for t in node.outputs[1:]):
         raise NotLowered("LayerNormalization whose mean or deviation is read")
     if not all(is_constant(t) for t in node.inputs[1:] if t.name):
         raise NotLowered("LayerNormalization with a computed scale or bias")
+    rows_alike = tuple(1 if a < first else n for a, n in enumerate(window.shape))
+    for tensor in node.inputs[1:]:
+        if tensor.name and np.broadcast_shapes(tensor.shape, rows_alike) != rows_alike:
+            raise NotLowered("LayerNormalization with another scale or bias for each row")
     target = lowering.program.tensor(
         node.outputs[0].name, window.shape, "float32", window.order, window.run
     )

@@ -1,6 +1,7 @@
 """Resize, by tables of source places and their shares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -22,7 +23,15 @@ def lower_resize(lowering: Lowering, region: Region) -> None:
     same = rank >= 3 and shape[: rank - 2] == window.shape[: rank - 2]
     if mode not in ("nearest", "linear") or not same or node.attrs.get("antialias", 0):
         raise NotLowered(f"Resize {mode} of these axes")
-    tables = [_resize_table(node, a, window.shape[a], shape[a]) for a in (rank - 2, rank - 1)]
+    if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise NotLowered("Resize that keeps the aspect ratio")
+    scales = _scales(node, window.shape, shape)
+    # Opset 10 had one way only.
+    old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "simple"}
+    attrs = node.attrs if lowering.graph.opset > 10 else {**node.attrs, **old}
+    tables = [
+        _resize_table(attrs, scales[a], window.shape[a], shape[a]) for a in (rank - 2, rank - 1)
+    ]
     target = lowering.program.tensor(node.outputs[0].name, shape, "float32")
     name = node.name
     constants = [
@@ -43,16 +52,26 @@ def lower_resize(lowering: Lowering, region: Region) -> None:
     lowering.define(node.outputs[0], target)
 
 
+def _scales(
+    node: gs.Node, shape: tuple[int, ...], out: tuple[int, ...]
+) -> dict[int, np.float32]:
+    """Return each axis's scale, in float32: which pixel is nearest hangs on the last bit."""
+    scales = {a: np.float32(o / n) for a, (n, o) in enumerate(zip(shape, out, strict=True))}
+    # Opset 10 has the scales second, later ones third, behind the region of interest.
+    index = 1 if len(node.inputs) == 2 else 2
+    tensor = node.inputs[index] if len(node.inputs) > index else None
+    if tensor is not None and is_constant(tensor) and tensor.values.size:
+        axes = node.attrs.get("axes", range(len(shape)))
+        for axis, scale in zip(axes, tensor.values, strict=True):
+            scales[axis % len(shape)] = np.float32(scale)
+    return scales
+
+
 def _resize_table(
-    node: gs.Node, axis: int, extent: int, out: int
+    attrs: Mapping[str, Any], scale: np.float32, extent: int, out: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return source places (out, taps) and their shares, as the ONNX Resize formulas say."""
-    how = node.attrs.get("coordinate_transformation_mode", "half_pixel")
-    scales = node.inputs[2] if len(node.inputs) > 2 else None
-    # In float32, as onnxruntime does: which pixel is nearest hangs on the last bit.
-    scale = np.float32(out / extent)
-    if scales is not None and scales.name and is_constant(scales) and scales.values.size:
-        scale = np.float32(scales.values[axis])
+    how = attrs.get("coordinate_transformation_mode", "half_pixel")
     x = np.arange(out, dtype=np.float32)
     if how == "asymmetric":
         at = x / scale
@@ -64,14 +83,16 @@ def _resize_table(
         at = np.zeros(out)
     else:
         raise NotLowered(f"Resize with {how}")
-    if node.attrs.get("mode", "nearest") == "nearest":
+    if attrs.get("mode", "nearest") == "nearest":
         ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "floor": np.floor,
             "ceil": np.ceil,
             "round_prefer_floor": lambda v: np.ceil(v - 0.5),
             "round_prefer_ceil": lambda v: np.floor(v + 0.5),
+            # onnxruntime's reading of opset 10, which does not say.
+            "simple": np.ceil if scale < 1 else np.floor,
         }
-        rounding = ways[node.attrs.get("nearest_mode", "round_prefer_floor")]
+        rounding = ways[attrs.get("nearest_mode", "round_prefer_floor")]
         places = np.clip(rounding(at), 0, extent - 1).astype(np.int32)
         return places[:, None], np.ones((out, 1), np.float32)
     low = np.floor(at)

@@ -51,6 +51,8 @@ def lower_conv_transpose(lowering: Lowering, region: Region) -> None:
         raise NotLowered("ConvTranspose that is grouped, dilated or not over two axes")
     if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise NotLowered("ConvTranspose with auto_pad")
+    if "output_shape" in node.attrs:
+        raise NotLowered("ConvTranspose whose pads follow from output_shape")
     strides = node.attrs.get("strides", [1, 1])
     pads = node.attrs.get("pads", [0] * 4)
     axes = [
@@ -107,7 +109,7 @@ def _phase(
     source = Window(planes.buffer, extents, steps, planes.offset)
     problem = Problem(matrix, source, offsets, 1)
     choice = replace(
-        choose(lowering, problem, target.shape),
+        choose(lowering, node, problem, target.shape),
         lanes="positions",
         rows=POSITION_ROWS,
         tile=f"{POSITION_ROWS}x1",

@@ -39,14 +39,18 @@ def _slice(node: gs.Node, window: Window) -> list[Window] | None:
         axes = values[2] if values[2] is not None else list(range(len(starts)))
         steps = values[3] if values[3] is not None else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        chosen = range(window.shape[axis])[slice(*_bounds(start, end, step))]
+        extent = window.shape[axis]
+        chosen = range(extent)[slice(*_bounds(start, end, step, extent))]
         window = window.sliced(axis, chosen.start, len(chosen), chosen.step)
     return [window]
 
 
-def _bounds(start: int, end: int, step: int) -> tuple[int, int | None, int]:
-    # Walking down to the very first entry is spelled with an end far below zero.
-    return start, None if step < 0 and end < -(2**31) + 1 else end, step
+def _bounds(start: int, end: int, step: int, extent: int) -> tuple[int, int | None, int]:
+    """Return what Python's slices call the same: they differ where one walks down."""
+    if step > 0:
+        return start, end, step
+    # A start before the first entry means that entry; an end before it includes it.
+    return max(start, -extent), None if end < -extent else end, step
 
 
 def _split(node: gs.Node, window: Window) -> list[Window] | None:
@@ -82,13 +86,21 @@ def _gather(node: gs.Node, window: Window) -> list[Window] | None:
     return None if shown is None else [shown]
 
 
+def _dropout(node: gs.Node, window: Window) -> list[Window] | None:
+    """Dropout is nothing outside training; its mask and training itself are left to others."""
+    training = len(node.inputs) > 2 and bool(node.inputs[2].name)
+    if training and not (is_constant(node.inputs[2]) and not node.inputs[2].values.any()):
+        return None
+    return [window] if len(node.outputs) == 1 or not node.outputs[1].name else None
+
+
 VIEWS: dict[str, Callable[[gs.Node, Window], list[Window] | None]] = {
     "Reshape": _reshape,
     "Flatten": _reshape,
     "Squeeze": _reshape,
     "Unsqueeze": _reshape,
     "Identity": lambda node, window: [window],
-    "Dropout": lambda node, window: [window] * len(node.outputs),
+    "Dropout": _dropout,
     "Transpose": _transpose,
     "Slice": _slice,
     "Split": _split,

@@ -1,3 +1,6 @@
+import re
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
@@ -39,10 +42,28 @@ def test_feeds_are_taken_as_they_are_and_may_share_memory() -> None:
     assert all(np.shares_memory(feed["x"], shared) for feed in taken)
 
 
-@pytest.mark.parametrize("width", [2, 4])
-def test_feeds_of_another_shape_than_the_input_are_refused(width: int) -> None:
-    feeds = [{"x": np.ones((1, 3), np.float32)}, {"x": np.ones((1, width), np.float32)}]
-    with pytest.raises(UnusableInput, match=rf'"x" has shape \(1, {width}\)'):
+@pytest.mark.parametrize("shape", [(1, 2), (1, 4), (2, 3), (3,)])
+def test_a_feed_is_one_inference_of_the_inputs_shape(shape: tuple[int, ...]) -> None:
+    feeds: list[dict[str, np.ndarray]] = [
+        {"x": np.ones(each, np.float32)} for each in ((1, 3), shape)
+    ]
+    with pytest.raises(UnusableInput, match=re.escape(f'"x" has shape {shape}')):
+        Calibration.from_feeds(feeds, [X])
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ([], "no samples"),
+        ([{"y": np.ones((1, 3))}], 'no array for input "x"'),
+        ([{"x": np.ones((1, 3), np.int8)}], '"x" is int8'),
+        ([{"x": np.full((1, 3), np.nan)}], "3 values that are NaN or Inf"),
+    ],
+)
+def test_feeds_that_do_not_fit_are_one_message(
+    feeds: list[Mapping[str, np.ndarray]], message: str
+) -> None:
+    with pytest.raises(UnusableInput, match=message):
         Calibration.from_feeds(feeds, [X])
 
 

@@ -13,6 +13,7 @@ from tilewright.errors import PassFailed, UnknownName, UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
 from tilewright.layout import Tile
+from tilewright.passes import PASSES
 from tilewright.pipeline import Pipeline, pass_options
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.reproduce import read_reproduction, write_reproduction
@@ -178,15 +179,26 @@ def test_a_run_says_what_each_pass_changed(tmp_path: Path) -> None:
     assert out.constants()["w"][0, 0] == np.float32(1.00001)
 
 
-def test_a_run_keeps_the_graph_before_the_first_pass_that_may_change_answers(
-    tmp_path: Path,
-) -> None:
-    graph = small_graph(TEXT, w=np.eye(4, 3, dtype=np.float32))
-    pipeline = parse("scale{by=1.00001},boast,scale{by=1.00001}")
-    done = pipeline.run(graph, Context(CPU), reproductions=tmp_path)
-    weights = [g.constants()["w"][0, 0] for g in (graph, done.dense, done.graph)]
-    once = np.float32(1.00001)
-    assert weights == [1, once, once * once]
+def test_a_run_names_the_layers_that_lost_weights(tmp_path: Path) -> None:
+    text = """g (float[1,4] x) => (float[1,3] y) {
+        a = MatMul(x, w)  v = Transpose(u)  y = MatMul(a, v)
+    }"""
+    weights = np.eye(3, 4, dtype=np.float32)
+    graph = small_graph(text, w=normal(4, 4), u=weights)
+    first, second = (n.name for n in graph.nodes if n.op == "MatMul")
+    for steps, expected in (
+        ("fold-constants", set()),
+        ("prune-weights{sparsity=0.5}", {first}),
+        ("prune-weights{sparsity=0.1},fold-constants", {first}),
+        # A third of the second layer is not zero: half of its weights go, some that are not.
+        ("fold-constants,prune-weights{sparsity=0.8}", {first, second}),
+        (
+            "prune-weights{sparsity=0.1},fold-constants,prune-weights{sparsity=0.8}",
+            {first, second},
+        ),
+    ):
+        done = Pipeline.parse(steps, PASSES).run(graph, Context(CPU), reproductions=tmp_path)
+        assert done.pruned == expected, steps
 
 
 def test_a_pass_that_changes_answers_it_promised_to_keep_leaves_a_folder_that_reruns_it(

@@ -28,6 +28,7 @@ from tests.targets.builds import (
 from tilewright import oracle
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
+from tilewright.protocol import Executable
 from tilewright.targets import link
 from tilewright.targets.cpu import CpuBackend
 
@@ -516,3 +517,68 @@ def test_islands_are_valid_models_of_one_node(tmp_path: Path) -> None:
     assert [node.op_type for node in model.graph.node] == ["Sin"]
     run = CpuBackend().load(tmp_path, 1)
     np.testing.assert_allclose(run({"x": np.zeros((3, 4), np.float32)})["y"], 0.0)
+
+
+def test_dropout_passes_its_input_on_but_for_its_mask() -> None:
+    graph = graph_of(
+        "g (float[2,6] x) => (float[2,6] y, float[2,6] z, bool[2,6] m)"
+        " { y = Dropout(x, , no) z, m = Dropout(x) }",
+        no=np.array(False),
+    )
+    assert len(islands(agree(graph, normal_feeds(graph), within=EXACT))) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "step", "count"),
+    [(-9, -99, -1, 1), (9, -7, -1, 6), (5, 0, -2, 3), (-1, -6, -1, 5), (-9, 99, 4, 2)],
+)
+def test_slices_that_start_or_end_outside_mean_what_onnx_says(
+    start: int, end: int, step: int, count: int
+) -> None:
+    graph = graph_of(
+        f"g (float[6] x) => (float[{count}] y) {{ y = Slice(x, s, e, a, p) }}",
+        s=np.array([start]),
+        e=np.array([end]),
+        a=np.array([0]),
+        p=np.array([step]),
+    )
+    assert islands(agree(graph, normal_feeds(graph), within=EXACT)) == []
+
+
+def test_a_transposed_convolution_to_a_given_shape_agrees() -> None:
+    graph = graph_of(
+        "g (float[1,2,4,4] x) => (float[1,3,7,7] y)"
+        " { y = ConvTranspose <strides = [2, 2], output_shape = [7, 7]> (x, w) }",
+        w=normal(2, 3, 3, 3),
+    )
+    agree(graph, normal_feeds(graph))
+
+
+def test_each_artifact_runs_on_the_threads_it_was_loaded_for() -> None:
+    # Enough work that each of the threads gets some.
+    graph = graph_of(
+        "g (float[1,64,56,56] x) => (float[1,256,54,54] y) { y = Conv(x, w) }",
+        w=normal(256, 64, 3, 3),
+    )
+    feeds = normal_feeds(graph)
+    one, two = (built(graph, threads=n)[0] for n in (1, 2))
+    one(feeds)
+
+    def busy(executable: Executable) -> int:
+        before = _ticks()
+        for _ in range(30):
+            executable(feeds)
+        spent = [ticks - before.get(thread, 0) for thread, ticks in _ticks().items()]
+        # A worker that got nothing to do waits awake for a moment.
+        return sum(ticks > 0.2 * sum(spent) for ticks in spent)
+
+    assert (busy(one), busy(two), busy(one)) == (1, 2, 1)
+
+
+def _ticks() -> dict[str, int]:
+    """Return the processor time of each thread of this process, in hundredths of a second."""
+    spent = {}
+    for task in Path("/proc/self/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        spent[task.name] = int(fields[11]) + int(fields[12])
+    return spent

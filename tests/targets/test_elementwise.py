@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from tests.targets.builds import EXACT, Within, agree, every_isa, graph_of, islands
+from tests.targets.builds import (
+    EXACT,
+    Within,
+    agree,
+    built,
+    cpu,
+    every_isa,
+    graph_of,
+    islands,
+)
+from tilewright import oracle
 from tilewright.targets.kernels.elementwise import OPERATORS
 
 # Past every place where an implementation switches: 0, underflow, saturation, overflow of e^x.
@@ -161,3 +171,40 @@ def test_not_a_number_and_infinity_pass_as_in_onnxruntime(isa: str) -> None:
 def test_every_operator_is_tried_here() -> None:
     tried = {*ANYWHERE, *MASKS, "Sqrt", "Pow", "Where"}
     assert set(OPERATORS) <= tried
+
+
+@every_isa
+def test_nan_stays_nan(isa: str) -> None:
+    x = np.array([np.nan, -1, 0, 2, np.inf, -np.inf, 5, np.nan] * 3, np.float32)
+    z = np.roll(x, 3)
+    # Whether -inf * 0.2 + 0.5 and the like are NaN, onnxruntime and ONNX agree on.
+    calls = {name: call for name, call in ANYWHERE.items() if name not in ("Cast", "Round")}
+    for name, call in calls.items():
+        graph = graph_of(
+            f"g (float[24] x, float[24] z) => (float[24] y) {{ y = {call} }}",
+            opset=20,
+            low=np.array(-0.5, np.float32),
+            high=np.array(1.5, np.float32),
+            two=np.array(2, np.float32),
+            slope=np.array(0.3, np.float32),
+        )
+        expected = oracle.run(graph, {"x": x, "z": z})["y"]
+        found = built(graph, cpu(isa))[0]({"x": x, "z": z})["y"]
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected), err_msg=name)
+
+
+def test_a_clip_may_have_one_limit_or_none() -> None:
+    graph = graph_of(
+        "g (float[20] x) => (float[20] a, float[20] b, float[20] c)"
+        " { a = Clip(x, low) b = Clip(x, , low) c = Clip(x) }",
+        low=np.array(-0.5, np.float32),
+    )
+    x = np.array([np.inf, -np.inf, *range(-9, 9)], np.float32)
+    assert islands(agree(graph, {"x": x}, within=EXACT)) == []
+    old = graph_of("g (float[20] x) => (float[20] a) { a = Clip <min = 0.0> (x) }", opset=6)
+    agree(old, {"x": x}, within=EXACT)
+
+
+def test_minus_zero_is_the_negative_of_zero() -> None:
+    graph = graph_of("g (float[2] x) => (float[2] y) { n = Neg(x) y = Reciprocal(n) }")
+    agree(graph, {"x": np.array([0.0, -0.0], np.float32)}, within=EXACT)

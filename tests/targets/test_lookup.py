@@ -101,3 +101,28 @@ def test_what_resizes_channels_or_by_cubic_runs_in_onnxruntime() -> None:
     )
     made = agree(graph, normal_feeds(graph))
     assert len(made.islands) == 2
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("scale", [2.0, 0.75, 1.5])
+def test_a_resize_of_opset_10_has_its_own_places(mode: str, scale: float) -> None:
+    out = int(8 * scale)
+    graph = graph_of(
+        f"g (float[1,2,8,8] x) => (float[1,2,{out},{out}] y)"
+        f' {{ y = Resize <mode = "{mode}"> (x, scales) }}',
+        opset=10,
+        scales=np.array([1, 1, scale, scale], np.float32),
+    )
+    assert islands(agree(graph, normal_feeds(graph))) == []
+
+
+def test_a_resize_may_name_its_axes() -> None:
+    graph = graph_of(
+        "g (float[1,2,4,4] x) => (float[1,2,8,8] y, float[1,2,7,9] z)"
+        ' { y = Resize <mode = "linear", axes = [2, 3]> (x, , scales)'
+        ' z = Resize <mode = "linear", axes = [-2, -1]> (x, , , sizes) }',
+        opset=18,
+        scales=np.array([2, 2], np.float32),
+        sizes=np.array([7, 9]),
+    )
+    assert islands(agree(graph, normal_feeds(graph))) == []

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.small_models import normal
 from tests.targets.builds import agree, built, every_isa, graph_of, islands, normal_feeds
 from tilewright import oracle
+from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.targets.kernels.planes import PlaneShape
 
@@ -131,3 +132,30 @@ def test_a_plane_sorted_by_phase_has_each_tap_in_a_row() -> None:
     assert [plane.at(0, x) for x in (0, 2, 4, 6, 8)] == [0, 1, 2, 3, 4]
     assert plane.at(0, 1) == 25
     assert plane.tap(2, 2) == plane.at(2, 2) == 6
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_a_window_that_starts_behind_the_input_is_none(op: str) -> None:
+    window = "kernel_shape = [2, 2], strides = [3, 3], pads = [0, 0, 1, 1], ceil_mode = 1"
+    graph = graph_of(
+        f"g (float[1,2,7,6] x) => (float[a,b,c,d] y) {{ y = {op} <{window}> (x) }}"
+    )
+    feeds = normal_feeds(graph)
+    executable, _ = built(graph)
+    if graph.outputs[0].shape == [1, 2, 3, 2]:
+        np.testing.assert_allclose(executable(feeds)["y"], oracle.run(graph, feeds)["y"])
+    else:
+        # Shape inference that counts such windows is named, not believed.
+        with pytest.raises(UnusableInput, match="shape inference says"):
+            executable(feeds)
+
+
+def test_a_max_pool_of_nan_is_nan() -> None:
+    graph = graph_of(
+        "g (float[1,1,4,20] x) => (float[1,1,3,19] y)"
+        " { y = MaxPool <kernel_shape = [2, 2]> (x) }"
+    )
+    x = normal(1, 1, 4, 20)
+    x[0, 0, 1, 4] = x[0, 0, 3, 19] = np.nan
+    expected = np.max([x[..., i : i + 3, j : j + 19] for i in (0, 1) for j in (0, 1)], axis=0)
+    np.testing.assert_array_equal(built(graph)[0]({"x": x})["y"], expected)

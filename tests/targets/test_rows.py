@@ -15,6 +15,7 @@ from tests.targets.builds import (
     islands,
     normal_feeds,
 )
+from tilewright import oracle
 from tilewright.graph import Graph
 
 REDUCTIONS = (
@@ -200,3 +201,84 @@ def test_a_spelled_out_layer_normalization_is_one_kernel_unless_its_parts_are_re
     assert islands(made) == []
     if calls is not None:
         assert made.details["calls"] == calls
+
+
+# Two threads race for what they share; 20 rows beside each other are one vector and a rest.
+@pytest.mark.parametrize("beside", [9, 12, 20])
+def test_threads_share_no_row_of_a_softmax(beside: int) -> None:
+    graph = graph_of(
+        f"g (float[1,1000,{beside}] x) => (float[1,1000,{beside}] y)"
+        " { y = Softmax <axis = 1> (x) }"
+    )
+    feeds = normal_feeds(graph)
+    expected = oracle.run(graph, feeds)["y"]
+    executable, _ = built(graph, threads=2)
+    for _ in range(40):
+        np.testing.assert_allclose(executable(feeds)["y"], expected, rtol=1e-4)
+
+
+@every_isa
+@pytest.mark.parametrize("operator", ["Softmax <axis = 1>", "LogSoftmax <axis = 1>"])
+def test_rows_whose_neighbours_lie_apart_agree(isa: str, operator: str) -> None:
+    graph = graph_of(
+        "g (float[1,20,18] x, float[1,20,1] z) => (float[1,20,9] y, float[1,20,9] v)"
+        f" {{ t = Slice(x, zero, end, last, two) y = {operator} (t)"
+        f" u = Expand(z, wide) v = {operator} (u) }}",
+        zero=np.array([0]),
+        end=np.array([18]),
+        last=np.array([2]),
+        two=np.array([2]),
+        wide=np.array([1, 20, 9]),
+    )
+    assert islands(agree(graph, normal_feeds(graph), isa)) == []
+
+
+@every_isa
+def test_a_normalization_of_a_slice_that_lies_transposed_agrees(isa: str) -> None:
+    graph = graph_of(
+        "g (float[1,20,18] x) => (float[1,9,20] y) { t = Slice(x, zero, end, last, two)"
+        " u = Transpose <perm = [0, 2, 1]> (t) y = LayerNormalization(u, scale, bias) }",
+        zero=np.array([0]),
+        end=np.array([18]),
+        last=np.array([2]),
+        two=np.array([2]),
+        scale=normal(20),
+        bias=normal(20, seed=1),
+    )
+    assert islands(agree(graph, normal_feeds(graph), isa)) == []
+
+
+def test_what_a_normalization_kernel_has_not_is_left_to_onnxruntime() -> None:
+    graph = graph_of(
+        "g (float[2,4] x) => (float[2,4] y, float[2,1] m, float[2,4] z)"
+        " { y, m = LayerNormalization(x, scale, bias) z = LayerNormalization(x, rows) }",
+        scale=normal(4),
+        bias=normal(4, seed=1),
+        rows=normal(2, 4),
+    )
+    made = agree(graph, normal_feeds(graph))
+    assert len(islands(made)) == 2
+
+
+@pytest.mark.parametrize("operator", ["Softmax <axis = 0>", "LogSoftmax <axis = 1>"])
+def test_a_row_that_holds_nan_or_nothing_but_minus_infinity_is_nan(operator: str) -> None:
+    graph = graph_of(f"g (float[4,20] x) => (float[4,20] y) {{ y = {operator} (x) }}")
+    x = normal(4, 20)
+    x[1, 3], x[:, 7], x[2] = np.nan, -np.inf, -np.inf
+    agree(graph, {"x": x})
+
+
+@pytest.mark.parametrize("operator", ["ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_extreme_of_nan_is_nan(operator: str, axis: int) -> None:
+    graph = graph_of(
+        f"g (float[5,20] x) => (float[n] y) {{ y = {operator} <keepdims = 0> (x, axes) }}",
+        opset=18,
+        axes=np.array([axis]),
+    )
+    x = normal(5, 20)
+    x[2, 3] = x[4, 18] = np.nan
+    # onnxruntime keeps some and drops others.
+    expected = (np.max if operator == "ReduceMax" else np.min)(x, axis=axis)
+    found = built(graph)[0]({"x": x})["y"]
+    np.testing.assert_array_equal(found, expected)

@@ -175,3 +175,31 @@ def test_a_layer_may_end_in_a_comparison() -> None:
         zero=np.array(0.0, np.float32),
     )
     agree(graph, normal_feeds(graph), within=SUMS)
+
+
+@every_isa
+@pytest.mark.parametrize("shape", [(32, 1), (1, 32, 1), (5, 6, 1), (3, 1, 9, 1)])
+def test_positions_may_end_in_axes_of_one(isa: str, shape: tuple[int, ...]) -> None:
+    dims = ",".join(map(str, shape))
+    graph = graph_of(
+        f"g (float[{dims},8] x) => (float[{dims},12] y) {{ m = MatMul(x, w) y = Add(m, b) }}",
+        w=normal(8, 12),
+        b=normal(12),
+    )
+    assert islands(agree(graph, normal_feeds(graph), isa)) == []
+
+
+@every_isa
+@pytest.mark.parametrize(
+    ("maps", "kernel"), [("1,1", (1, 1)), ("3,3", (3, 3)), ("1", (1,)), ("30,1", (3, 1))]
+)
+def test_convolutions_to_maps_of_one_place_agree(
+    isa: str, maps: str, kernel: tuple[int, ...]
+) -> None:
+    out = ",".join("abcd"[: 2 + len(kernel)])
+    graph = graph_of(
+        f"g (float[32,8,{maps}] x) => (float[{out}] y) {{ c = Conv(x, w, b) y = Relu(c) }}",
+        w=normal(20, 8, *kernel),
+        b=normal(20),
+    )
+    assert islands(agree(graph, normal_feeds(graph), isa)) == []
