@@ -8,7 +8,7 @@ import numpy as np
 from tilewright.errors import UnusableInput
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Return arrays by input name, samples stacked along axis 0.
 
     `path` is an .npz file whose arrays are named like the model's inputs; or a folder of such
@@ -17,6 +17,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises UnusableInput where nothing is there or something cannot be read. Pickled objects
     are refused: loading one runs code.
     """
+    path = Path(path)
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():

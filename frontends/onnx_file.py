@@ -45,7 +45,7 @@ def read_onnx(
     external = take_external_data(model, path)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    _drop_inputs_that_are_weights(model.graph)
+    _drop_inputs_that_are_weights(model)
     bind_dims(model, dims or {}, where, defaults)
     graph = Graph.from_onnx(model)
     # The message holds a second copy of embedded weights.
@@ -72,8 +72,10 @@ def _parse(path: Path) -> onnx.ModelProto:
         model.ParseFromString(content)
     except DecodeError as error:
         raise UnusableInput(_unreadable(path, content)) from error
-    if not model.graph.node or not model.opset_import or not model.ir_version:
+    if not model.opset_import or not model.ir_version:
         raise UnusableInput(_unreadable(path, content))
+    if not model.graph.node:
+        raise UnusableInput(f'Model "{path}" has no nodes: there is nothing to compile.')
     return model
 
 
@@ -100,8 +102,11 @@ def _check_no_strings(graph: onnx.GraphProto, where: str) -> None:
             )
 
 
-def _drop_inputs_that_are_weights(graph: onnx.GraphProto) -> None:
+def _drop_inputs_that_are_weights(model: onnx.ModelProto) -> None:
     """Remove inputs with a default: files before IR version 4 list every weight there."""
+    graph = model.graph
+    # Else shape inference would look for the weights among the inputs.
+    model.ir_version = max(model.ir_version, 4)
     weights = {tensor.name for tensor in graph.initializer}
     kept = [value for value in graph.input if value.name not in weights]
     if len(kept) < len(graph.input):

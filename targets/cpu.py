@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +15,7 @@ import onnx
 
 from tilewright.errors import CannotLower, DamagedArtifact, UnusableInput
 from tilewright.graph import Graph
+from tilewright.oracle import outputs_of
 from tilewright.protocol import Build, Executable, Feeds, Report
 from tilewright.target import Target
 from tilewright.targets.kernels.pen import Isa, dtype_of
@@ -90,7 +94,7 @@ class CpuBackend:
         )
 
     def load(self, folder: Path, threads: int | None = None) -> Executable:
-        """Return a function from feeds to outputs; it is not reentrant: one call at a time."""
+        """Return a function from feeds to outputs; calls from several threads take turns."""
         return _Program(folder, threads)
 
 
@@ -245,6 +249,7 @@ def _write_program(
         "bases": names,
         "arena_bytes": arena_bytes,
         "threads": int(target.settings.get("threads", 0)),
+        "entries": program.entries,
         "inputs": {name: shown(w) for name, w in program.inputs.items()},
         "outputs": {name: shown(w) for name, w in program.outputs.items()},
         "parts": parts,
@@ -254,7 +259,10 @@ def _write_program(
 
 
 class _Program:
-    """A loaded artifact: one arena, the weights mapped from their file, a virtual machine."""
+    """A loaded artifact: one arena, the weights mapped from their file, a virtual machine.
+
+    The arena is one, so a call waits until the one before is over.
+    """
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         content = _read_program(folder)
@@ -267,15 +275,16 @@ class _Program:
         from tvm import relax
 
         self._threads = wanted
+        self._turn = threading.Lock()
         self._use_threads = tvm.get_global_func("runtime.config_threadpool")
         self._bases = _base_arrays(folder, content)
         self._arguments = [tvm.runtime.from_dlpack(a) for a in self._bases.values()]
         machine: Any = None
         # A model of islands only, or whose outputs are its inputs, has no kernels.
         if any("function" in part for part in content["parts"]):
-            library = tvm.runtime.load_module(str(folder / LIBRARY))
-            machine = relax.VirtualMachine(library, tvm.cpu())
+            machine = relax.VirtualMachine(_library(folder / LIBRARY), tvm.cpu())
         self._inputs = {k: self._view(w) for k, w in content["inputs"].items()}
+        self._entries: dict[str, int] = content["entries"]
         self._outputs = {k: self._view(w) for k, w in content["outputs"].items()}
         self._parts: list[Callable[[], None]] = []
         for part in content["parts"]:
@@ -297,6 +306,16 @@ class _Program:
                 f"There is no input {sorted(unknown)}; "
                 f"this artifact takes {sorted(self._inputs)}."
             )
+        with self._turn:
+            self._take(feeds)
+            # The pool is one for all that this thread loads: each call says how many it takes.
+            self._use_threads(1, self._threads)
+            for part in self._parts:
+                part()
+            return {name: view.copy() for name, view in self._outputs.items()}
+
+    def _take(self, feeds: Feeds) -> None:
+        """Copy the inputs into the arena, if they fit."""
         for name, view in self._inputs.items():
             value = np.asarray(feeds[name]) if name in feeds else None
             if value is None or value.shape != view.shape or value.dtype != view.dtype:
@@ -305,12 +324,13 @@ class _Program:
                     f'Input "{name}" must be {view.dtype} {list(view.shape)}; found {found}. '
                     f"This artifact takes {sorted(self._inputs)}."
                 )
+            entries = self._entries.get(name)
+            if entries is not None and not (-entries <= value.min() <= value.max() < entries):
+                raise UnusableInput(
+                    f'Input "{name}" picks entries of a table that has {entries}; found '
+                    f"{value.min()} to {value.max()}. Give numbers below {entries}."
+                )
             np.copyto(view, value)
-        # The pool is one for all that is loaded, so each call says how many it takes.
-        self._use_threads(1, self._threads)
-        for part in self._parts:
-            part()
-        return {name: view.copy() for name, view in self._outputs.items()}
 
     def _segment(self, function: Any) -> Callable[[], None]:
         return lambda: function(*self._arguments) and None
@@ -329,8 +349,9 @@ class _Program:
 
         def run() -> None:
             feeds = {k: np.ascontiguousarray(v) for k, v in inputs.items()}
-            found = session.run(list(outputs), feeds)
-            for (name, view), value in zip(outputs.items(), found, strict=True):
+            found = outputs_of(session, feeds)
+            for name, view in outputs.items():
+                value = found[name]
                 if value.shape != view.shape:
                     raise UnusableInput(
                         f'"{name}" has shape {list(value.shape)} in onnxruntime, and shape '
@@ -345,6 +366,18 @@ class _Program:
         base = self._bases[window["base"]]
         strides = [s * base.itemsize for s in window["strides"]]
         return np.lib.stride_tricks.as_strided(base[window["at"] :], window["shape"], strides)
+
+
+def _library(path: Path) -> Any:
+    """Load a copy of a shared library, under a name that no other one has had.
+
+    The system's loader gives back what it loaded before under a name, whatever the file has
+    become meanwhile: another artifact, compiled into the same folder.
+    """
+    import tvm
+
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        return tvm.runtime.load_module(shutil.copy(path, folder))
 
 
 def _cores() -> int:

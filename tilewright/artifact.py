@@ -115,6 +115,10 @@ def read(folder: Path) -> dict[str, Any]:
 
     Raises UnusableInput where there is no artifact, and DamagedArtifact naming the file.
     """
+    if folder.is_file():
+        raise UnusableInput(
+            f'"{folder}" is a file, and an artifact is a folder; `compile` writes one.'
+        )
     if not folder.is_dir():
         raise UnusableInput(f'Artifact "{folder}" does not exist; `compile` writes one.')
     manifest = _read_manifest(folder)

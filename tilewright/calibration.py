@@ -133,7 +133,13 @@ class CrossGram:
         if self._product is None or self._sums is None:
             self._product = np.zeros((len(x), len(y)))
             self._sums = (np.zeros(len(x)), np.zeros(len(y)))
-        self._product += x @ y.T
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._product += x @ y.T
+        if not np.isfinite(self._product).all():
+            raise UnusableInput(
+                "The network's activations on the calibration data are so large that their "
+                "products overflow. Give inputs of the size that the model was trained on."
+            )
         self._sums[0][:] += x.sum(axis=1, dtype=np.float64)
         self._sums[1][:] += y.sum(axis=1, dtype=np.float64)
 
@@ -293,6 +299,8 @@ def _with_dtype(values: np.ndarray, tensor: gs.Variable) -> np.ndarray:
     if tensor.dtype is None or values.dtype == np.dtype(tensor.dtype):
         return values
     wanted = np.dtype(tensor.dtype)
+    if values.dtype.newbyteorder("=") == wanted:
+        return values.astype(wanted)
     if (values.dtype.name, wanted.name) not in _CONVERSIONS:
         raise UnusableInput(
             f'Calibration array "{tensor.name}" is {values.dtype.name}, but the model reads '

@@ -47,18 +47,18 @@ def node_costs(graph: Graph) -> Iterator[NodeCost]:
 
 
 def parameter_bytes(graph: Graph) -> int:
-    """Return the bytes of all floating-point weights: what "model size" means in reports."""
+    """Return the bytes of all weights: what "model size" means in reports."""
     return sum(v.nbytes for v in _weights(graph))
 
 
 def parameter_counts(graph: Graph) -> tuple[int, int]:
-    """Return how many floating-point weights there are, and how many are not zero."""
+    """Return how many weights there are, and how many are not zero."""
     weights = _weights(graph)
     return sum(v.size for v in weights), sum(int(np.count_nonzero(v)) for v in weights)
 
 
 def _weights(graph: Graph) -> list[np.ndarray]:
-    """Return the floating-point constants of the main graph and of subgraphs, each once."""
+    """Return the weights of the main graph and of subgraphs, each once."""
     # A subgraph lists the outer constants that it reads too: as the same objects.
     constants = {
         id(tensor): tensor.values
@@ -66,12 +66,13 @@ def _weights(graph: Graph) -> list[np.ndarray]:
         for tensor in scope.tensors().values()
         if is_constant(tensor)
     }
-    return [values for values in constants.values() if _is_float(values)]
+    return [values for values in constants.values() if _is_weight(values)]
 
 
-def _is_float(values: np.ndarray) -> bool:
-    # ml_dtypes' bfloat16 and float8 are of kind "V" or "f" and are weights too.
-    return values.dtype.kind in "fV"
+def _is_weight(values: np.ndarray) -> bool:
+    """Say whether a constant is float, or quantized; other integers are shapes and indices."""
+    # ml_dtypes' bfloat16, float8 and int4 are of kind "V" or "f" and are weights too.
+    return values.dtype.kind in "fV" or (values.dtype.kind in "iu" and values.itemsize == 1)
 
 
 def _macs(node: gs.Node) -> tuple[int, int]:

@@ -90,6 +90,10 @@ def _distance(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:
     return float(np.nan_to_num(difference, nan=np.inf).max()), float(finite.max(initial=0.0))
 
 
+class _FeedsRefused(UnusableInput):
+    """The graph before any change does not run on the feeds: no pass is to blame."""
+
+
 class Verifier:
     """Follows a graph through a pipeline and holds every pass to what it says."""
 
@@ -116,6 +120,8 @@ class Verifier:
         """Check a pass's result. Raises PassFailed, saying which promise was broken."""
         try:
             self._accept(step, graph)
+        except _FeedsRefused:
+            raise
         except UnusableInput as error:
             # onnxruntime took the graph before the pass: the pass is at fault, not the user.
             raise PassFailed(str(error)) from error
@@ -152,7 +158,10 @@ class Verifier:
     def _run_before(self) -> list[tuple[dict[str, np.ndarray], Outputs]]:
         # In a function of its own: two sessions at a time would hold the weights twice.
         session = oracle.session(self._graph)
-        return [(feeds, oracle.outputs_of(session, feeds)) for feeds in self._feeds()]
+        try:
+            return [(feeds, oracle.outputs_of(session, feeds)) for feeds in self._feeds()]
+        except UnusableInput as error:
+            raise _FeedsRefused(str(error)) from error
 
     def _feeds(self) -> list[dict[str, np.ndarray]]:
         calibration = self._context.calibration

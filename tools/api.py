@@ -5,20 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from tilewright.graph import Graph
+from tilewright.pipeline import Pipeline
 from tilewright.protocol import Report, silent
 from tilewright.tools.compile_model import Job, compile_model
 
 
 def compile(
-    model: str | Path | Graph,
+    model: str | Path | Graph | onnx.ModelProto,
     target: str = "cpu",
     *,
     output: str | Path | None = None,
     sparsity: float | None = None,
     precision: str = "fp32",
     calibration: str | Path | None = None,
-    pipeline: str | None = None,
+    pipeline: str | Pipeline | None = None,
     plan: str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     threads: int | None = None,
@@ -28,10 +31,12 @@ def compile(
 ) -> dict[str, Any]:
     """Compile a model, verify it, measure it, and return the artifact's manifest.
 
-    `model` is a path, "zoo:NAME" or a Graph; the options are those of the command line. The
-    result's "artifact" is the folder, which `tilewright.load` runs.
+    `model` is a path, "zoo:NAME", a Graph or a ModelProto; the options are those of the command
+    line. The result's "artifact" is the folder, which `tilewright.load` runs.
     """
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        if isinstance(model, onnx.ModelProto):
+            model = Graph.from_onnx(model)
         if isinstance(model, Graph):
             path = Path(folder) / "model.onnx"
             model.save(path)
@@ -42,7 +47,7 @@ def compile(
             sparsity=sparsity,
             precision=precision,
             calibration=_path(calibration),
-            pipeline=pipeline,
+            pipeline=None if pipeline is None else str(pipeline),
             plan=_path(plan),
             dims=dims or {},
             threads=threads,

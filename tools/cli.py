@@ -252,8 +252,10 @@ def parse_dims(texts: tuple[str, ...]) -> dict[str, int]:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run `tilewright` and exit."""
-    # A `kill` unwinds like Ctrl-C does, so that nothing half-written stays.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A `kill` or a closed terminal unwinds like Ctrl-C does: nothing half-written stays.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _interrupt)
     try:
         app(args=arguments, prog_name="tilewright", standalone_mode=False)
     except click.exceptions.Exit as ended:

@@ -1,7 +1,7 @@
 """The commands, once their arguments are parsed. Each prints through its console."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ def run_compile(job: Job, console: Console) -> None:
     with console.working():
         manifest = compile_model(job, console.report)
     console.table(("", "dense", "compiled", ""), summary_rows(manifest))
+    if job.sparsity and not manifest["pruned"]:
+        console.text(f"Nothing was pruned: {_why_not(manifest)}.")
     verified = manifest["verified"]
     console.text(
         f"Outputs agree with {' and '.join(verified['against'])} under onnxruntime: largest "
@@ -45,6 +47,16 @@ def run_compile(job: Job, console: Console) -> None:
     folder = shlex.quote(manifest["artifact"])
     console.text(f"Written: {folder} (see {folder}/report.html; tilewright bench {folder})")
     console.result(manifest)
+
+
+def _why_not(manifest: Mapping[str, Any]) -> str:
+    """Say in short why no layer was pruned."""
+    notes = [note for note in manifest["notes"] if note["pass"].startswith("prune-")]
+    if not notes:
+        return "the model has no layer with float weights of its own"
+    first = f"{notes[0]['node']}: {notes[0]['reason']}"
+    rest = len(notes) - 1
+    return first + (f"; report.html lists {_counted(rest, 'more layer')}" if rest else "")
 
 
 def run_artifact(
@@ -100,7 +112,8 @@ def run_verify(
     )
     if not agree:
         raise CheckFailed(
-            f"verify: {first} and {second} disagree: {summary}; {AGREES} is allowed."
+            f"verify: {first} and {second} disagree: {summary}; {AGREES} of the largest value "
+            "is allowed."
         )
     console.text(f"agree: {summary}")
 

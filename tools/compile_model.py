@@ -12,7 +12,7 @@ import numpy as np
 
 from tilewright import artifact, oracle
 from tilewright.cost import parameter_bytes, parameter_counts
-from tilewright.errors import CheckFailed
+from tilewright.errors import CheckFailed, UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
@@ -56,6 +56,19 @@ class Job:
     seed: int = 0
     output: Path | None = None
     evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise UnusableInput where a number is none or makes no sense."""
+        for name, value, least in (("threads", self.threads, 1), ("seed", self.seed, 0)):
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise UnusableInput(
+                    f"{name} is {value!r}; give a whole number from {least} on."
+                )
+        if self.sparsity is not None and not isinstance(self.sparsity, int | float):
+            raise UnusableInput(f"sparsity is {self.sparsity!r}; give a number, such as 0.6.")
+        for name, size in self.dims.items():
+            if not (isinstance(size, int) and size >= 1):
+                raise UnusableInput(f'dims["{name}"] is {size!r}; give a size, such as 1.')
 
     @property
     def folder(self) -> Path:
@@ -227,6 +240,7 @@ def _figures(
     skipped = sum(round((1 - d.density) * d.shape[0] * d.shape[1]) for d in build.layers)
     return {
         "plan": {"levels": dict(levels)},
+        "pruned": sorted(run.pruned),
         "parameters": {"dense": total, "stored": kept - skipped, "active": active},
         "sparsity": {
             "overall": round(1 - active / kept, 6) if kept else 0.0,

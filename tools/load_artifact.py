@@ -32,6 +32,8 @@ def load(path: str | Path, threads: int | None = None) -> Executable:
 
     Every file is checked against its sha256 first. Raises DamagedArtifact where one differs.
     """
+    if threads is not None and threads < 1:
+        raise UnusableInput(f"threads is {threads}; give a whole number from 1 on.")
     folder = Path(path)
     manifest = artifact.read(folder)
     return find_backend(manifest["backend"]).load(folder, threads)

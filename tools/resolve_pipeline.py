@@ -42,6 +42,8 @@ def resolve_pipeline(
         if text is not None:
             _report_overruled(pipeline, sparsity, report)
         pipeline = pipeline.replace("sparsity", sparsity)
+    if plan is not None and sparsity is not None:
+        report(f"--plan overrules --sparsity {sparsity}: it says how much of which layer goes")
     if plan is not None and not any(reads_plan(p) for p in pipeline.passes):
         raise UnusableInput(
             f'--plan: no pass of the pipeline "{pipeline}" reads a plan, so it would have no '

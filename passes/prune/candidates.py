@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tilewright.errors import UnknownName
 from tilewright.graph import Graph, is_constant
-from tilewright.layers import Layer, linear_layers
+from tilewright.layers import Layer, linear_layer, linear_layers
 from tilewright.protocol import Note
 
 
@@ -35,7 +35,7 @@ def candidates(
     for name in skip:
         if name not in names:
             raise UnknownName("layer", name, names)
-    found = Candidates([], transposed(graph))
+    found = Candidates([], [*transposed(graph), *inner(graph)])
     borders = {names[0]: "first", names[-1]: "last"} if layers and not ends else {}
     for layer in layers:
         reason = shared(graph, layer)
@@ -71,6 +71,17 @@ def readers(graph: Graph, name: str) -> list[str]:
     nodes = [node for scope in graph.scopes() for node in scope.nodes]
     found = [str(node.name) for node in nodes for t in node.inputs if t.name == name]
     return found + ["the graph's output" for t in graph.outputs if t.name == name]
+
+
+def inner(graph: Graph) -> list[Note]:
+    """Note the layers inside subgraphs, which are not pruned."""
+    scopes = list(graph.scopes())[1:]
+    return [
+        Note(node.name, "it is inside a branch or a loop, where nothing is pruned")
+        for scope in scopes
+        for node in scope.nodes
+        if linear_layer(node) is not None
+    ]
 
 
 def transposed(graph: Graph) -> list[Note]:

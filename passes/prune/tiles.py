@@ -179,7 +179,9 @@ def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:
         elif reason := shared(graph, layers[item]):
             wrong.append(f'"{item}" cannot be pruned: {reason}')
         elif isinstance(sparsity, str) or not 0 <= sparsity < 1:
-            wrong.append(f'sparsity of "{item}" is {sparsity}, not from 0 to below 1')
+            wrong.append(
+                f'sparsity of "{item}" is {sparsity!r}, not a number from 0 to below 1'
+            )
         else:
             try:
                 choices[item] = Tile.parse(tile), float(sparsity)

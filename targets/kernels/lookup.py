@@ -45,7 +45,8 @@ class LookupKernel:
             place = sum((i * s for i, s in zip(at, self.ids, strict=True) if s), zero)
             raw = pen.register(tirx.Cast("int32", pen.load(0, place)))
             entry = pen.register(tirx.Select(raw < 0, raw + self.entries, raw))
-            # An id out of range would read foreign memory; onnxruntime refuses it, we clamp.
+            # An id out of range would read foreign memory. Inputs are checked; what the network
+            # computes is clamped, where onnxruntime refuses it.
             safe = tirx.min(tirx.max(entry, zero), tirx.const(self.entries - 1, "int32"))
             source = pen.register(safe * self.row_stride)
             target = pen.register(

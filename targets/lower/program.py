@@ -67,6 +67,8 @@ class Program:
     outputs: dict[str, Window] = field(default_factory=dict)
     layers: list[LayerDecision] = field(default_factory=list)
     islands: list[Note] = field(default_factory=list)
+    # Inputs that pick entries of a table, and how many the smallest such table has.
+    entries: dict[str, int] = field(default_factory=dict)
     _count: int = 0
 
     def buffer(self, stem: str, dtype: str, elements: int) -> Buffer:

@@ -269,3 +269,17 @@ def test_a_segment_with_an_if_takes_what_its_branches_read() -> None:
         a, c = np.maximum(feed["x"], 0), -feed["x"] @ g.constants()["w"]
         expected = a + c if feed["flag"] else a - c
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_values_of_another_byte_order_are_turned() -> None:
+    arrays = {"x": np.arange(3, dtype=">f4").reshape(1, 3)}
+    feed = next(Calibration.from_arrays(arrays, [X]).feeds())
+    assert feed["x"].dtype == np.float32
+    assert feed["x"].tolist() == [[0, 1, 2]]
+
+
+def test_products_that_overflow_are_one_message() -> None:
+    gram = Gram()
+    gram.add(np.full((2, 3), 1e30, np.float32))
+    with pytest.raises(UnusableInput, match="products overflow"):
+        _ = gram.product

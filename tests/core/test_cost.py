@@ -57,3 +57,14 @@ def test_weights_in_a_branch_are_counted_too() -> None:
     for counted in (graph, graph.edit()):
         assert parameter_counts(counted) == (20, 19)
         assert parameter_bytes(counted) == 80
+
+
+def test_quantized_weights_are_weights_and_shapes_are_not() -> None:
+    graph = small_graph(
+        "g (float[5,4] x) => (float[15] y) { f = DequantizeLinear(w, s) m = MatMul(x, f)"
+        " y = Reshape(m, shape) }",
+        w=np.eye(4, 3, dtype=np.int8),
+        s=np.array(0.5, np.float32),
+        shape=np.array([15]),
+    )
+    assert (parameter_bytes(graph), parameter_counts(graph)) == (16, (13, 4))

@@ -252,8 +252,22 @@ def test_functions_of_the_model_are_inlined(tmp_path: Path) -> None:
 def test_weights_that_old_files_list_as_inputs_are_not_fed(tmp_path: Path) -> None:
     model = small_model(MATMUL, w=normal(8, 4))
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [8, 4]))
+    # Before version 4 they had to.
+    for version in (model.ir_version, 3):
+        model.ir_version = version
+        onnx.save(model, tmp_path / "m.onnx")
+        graph = read_onnx(tmp_path / "m.onnx")
+        assert [tensor.name for tensor in graph.inputs] == ["x"]
+        assert static_shape(graph.nodes[0].outputs[0]) == static_shape(graph.outputs[0])
+        assert static_shape(graph.nodes[0].outputs[0]) is not None
+
+
+def test_a_model_without_nodes_is_called_that(tmp_path: Path) -> None:
+    model = small_model(MATMUL, w=normal(8, 4))
+    del model.graph.node[:]
     onnx.save(model, tmp_path / "m.onnx")
-    assert [tensor.name for tensor in read_onnx(tmp_path / "m.onnx").inputs] == ["x"]
+    with pytest.raises(UnusableInput, match="has no nodes"):
+        read_onnx(tmp_path / "m.onnx")
 
 
 def test_inputs_of_strings_are_refused_and_a_path_may_be_text(tmp_path: Path) -> None:

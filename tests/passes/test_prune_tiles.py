@@ -205,9 +205,9 @@ def test_everything_wrong_with_a_plan_is_said_at_once() -> None:
         prune(PruneTiles(), plan=Plan(levels))
     for part in (
         '"nowhere" is not a linear layer of this model',
-        f'sparsity of "{FIRST}" is 1.0, not from 0 to below 1',
+        f'sparsity of "{FIRST}" is 1.0, not a number from 0 to below 1',
         f'tile of "{SECOND}" is "0x4", not like "4x1"',
-        f'sparsity of "{LAST}" is half',
+        f"sparsity of \"{LAST}\" is 'half'",
     ):
         assert part in str(caught.value)
 

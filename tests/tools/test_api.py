@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,3 +41,37 @@ def test_a_tampered_artifact_is_not_loaded(
     (tmp_path / "m.tw" / "weights.bin").write_bytes(b"")
     with pytest.raises(tilewright.TilewrightError, match=r'"weights.bin" has 0 bytes'):
         tilewright.load(tmp_path / "m.tw")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": "0.5"}, "sparsity is '0.5'; give a number"),
+        ({"dims": {"batch": "1"}}, r"dims\[\"batch\"\] is '1'; give a size"),
+        ({"seed": -1}, "seed is -1; give a whole number from 0 on"),
+        ({"threads": 0}, "threads is 0; give a whole number from 1 on"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_message(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(tilewright.TilewrightError, match=message):
+        tilewright.compile(tmp_path / "m.onnx", **options)
+
+
+def test_an_artifact_takes_at_least_one_thread(tmp_path: Path) -> None:
+    with pytest.raises(tilewright.TilewrightError, match="threads is -2"):
+        tilewright.load(tmp_path, threads=-2)
+
+
+def test_a_model_in_memory_and_a_parsed_pipeline_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilewright.targets.BACKENDS", BACKENDS)
+    monkeypatch.setattr(compile_model, "measure_engines", made_up_times)
+    model = small_graph(TEXT, w=normal(8, 4)).to_onnx()
+    pipeline = tilewright.parse_pipeline("fold-constants")
+    manifest = tilewright.compile(
+        model, write_target(tmp_path), output=tmp_path / "m.tw", pipeline=pipeline
+    )
+    assert manifest["pipeline"] == "fold-constants"

@@ -454,7 +454,7 @@ def test_wrong_use_exits_2_with_a_traceback_when_debugging(run: Cli, target: str
     assert "does not exist" in ended.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_compile_leaves_the_old_artifact_and_nothing_else(
     run: Cli, model: Path, target: str, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -525,3 +525,29 @@ def test_what_libraries_print_does_not_reach_stdout(
     assert json.loads(ended.out)["target"] == "test"
     assert "from Python" in ended.err
     assert "from C" in ended.err
+
+
+def test_a_compile_that_prunes_nothing_says_why(run: Cli, tmp_path: Path, target: str) -> None:
+    two_layers(tmp_path / "m.onnx")
+    said = run("compile", "m.onnx", "--target", target, "--sparsity", "0.6").out
+    assert "Nothing was pruned: Gemm_0: the first layer of the network" in said
+    assert "report.html lists 1 more layer." in said
+    small_graph(
+        "g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }",
+    ).save(tmp_path / "relu.onnx")
+    said = run("compile", "relu.onnx", "--target", target, "--sparsity", "0.6").out
+    assert "Nothing was pruned: the model has no layer with float weights of its own." in said
+
+
+def test_a_plan_and_a_sparsity_are_not_both_followed(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    (tmp_path / "p.json").write_text('{"levels": {}}')
+    options = ("--target", target, "--plan", "p.json", "--sparsity", "0.5")
+    assert "--plan overrules --sparsity 0.5" in run("compile", model, *options).err
+
+
+def test_a_model_where_an_artifact_is_wanted_is_called_a_file(run: Cli, model: Path) -> None:
+    ended = run("bench", model)
+    assert ended.code == 2
+    assert "is a file, and an artifact is a folder" in ended.err
