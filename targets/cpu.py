@@ -16,7 +16,7 @@ import onnx
 from tilewright.errors import CannotLower, DamagedArtifact, UnusableInput
 from tilewright.graph import Graph
 from tilewright.oracle import outputs_of
-from tilewright.protocol import Build, Executable, Feeds, Report
+from tilewright.protocol import Build, Feeds, Report
 from tilewright.target import Target
 from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.link import link_shared
@@ -93,9 +93,9 @@ class CpuBackend:
             },
         )
 
-    def load(self, folder: Path, threads: int | None = None) -> Executable:
+    def load(self, folder: Path, threads: int | None = None) -> "CpuProgram":
         """Return a function from feeds to outputs; calls from several threads take turns."""
-        return _Program(folder, threads)
+        return CpuProgram(folder, threads)
 
 
 def isa_of(target: Target) -> Isa:
@@ -258,7 +258,7 @@ def _write_program(
     (folder / PROGRAM).write_text(text + "\n", encoding="utf-8")
 
 
-class _Program:
+class CpuProgram:
     """A loaded artifact: one arena, the weights mapped from their file, a virtual machine.
 
     The arena is one, so a call waits until the one before is over.
@@ -310,9 +310,13 @@ class _Program:
             self._take(feeds)
             # The pool is one for all that this thread loads: each call says how many it takes.
             self._use_threads(1, self._threads)
-            for part in self._parts:
-                part()
+            self.run_parts()
             return {name: view.copy() for name, view in self._outputs.items()}
+
+    def run_parts(self) -> None:
+        """Run on the inputs that are in the arena: what a call takes but for the copies."""
+        for part in self._parts:
+            part()
 
     def _take(self, feeds: Feeds) -> None:
         """Copy the inputs into the arena, if they fit."""

@@ -59,10 +59,12 @@ def _pieces(lanes: int, isa: Isa) -> Iterator[tuple[int, int, int]]:
     """Cut rows side by side into (first, vectors, width): 20 rows are 16 and 4.
 
     No two vectors share a row: bodies read what they wrote, and another thread may have it.
+    Where there are many rows, a vector is two registers: sums need not wait for each other.
     """
     first = 0
     while first < lanes:
-        width = isa.width_for(lanes - first)
+        rest = lanes - first
+        width = 2 * isa.lanes if rest >= 4 * isa.lanes else isa.width_for(rest)
         vectors = (lanes - first) // width
         yield first, vectors, width
         first += vectors * width

@@ -1,6 +1,7 @@
 """Anchors: which operator is lowered by what."""
 
 from tilewright.layers import linear_layer
+from tilewright.targets.lower.attention import lower_attention
 from tilewright.targets.lower.copies import lower_concat, lower_gather, lower_pad
 from tilewright.targets.lower.layer import lower_layer
 from tilewright.targets.lower.lowering import Lower, Lowering
@@ -34,6 +35,7 @@ def lower_matmul(lowering: Lowering, region: Region) -> None:
 
 
 ANCHORS: dict[str, Lower] = {
+    "Attention": lower_attention,
     "Conv": lower_conv,
     "Gemm": lower_layer,
     "MatMul": lower_matmul,

@@ -114,6 +114,20 @@ class Lowering:
             builder.add(node)
         return self._finish(builder, region, shape, order, run)
 
+    def chain_between(self, region: Region, result: gs.Tensor) -> tuple[Chain, list[Window]]:
+        """Build the chain from a region's anchor to `result`, which is not stored.
+
+        Returns the chain and its operands, in the shape of what the anchor computes.
+        """
+        computed = region.anchor.outputs[0]
+        shape = static_shape(computed)
+        assert shape is not None, f"{computed.name} has no static shape"
+        builder = ChainBuilder(shape, self.window)
+        builder.result_is(computed)
+        for node in region.nodes[1:]:
+            builder.add(node)
+        return builder.finish([result]), builder.operands
+
     def map_region(self, region: Region) -> None:
         """Lower a region of elementwise nodes only."""
         shape = static_shape(region.anchor.outputs[0])
@@ -198,6 +212,10 @@ class Lowering:
         if len(region.nodes) == 1:
             self._island(region.anchor, reason)
             return
+        if region.parts:
+            for part in region.parts:
+                self._lower(part)
+            return
         # What follows may be what was refused, and the anchor be fine without it.
         self._lower(Region(region.nodes[:1]))
         rest = region.nodes[1:]
@@ -209,9 +227,10 @@ class Lowering:
 
     def _attempt(self, region: Region) -> str | None:
         """Lower a region, or leave everything as it was and say why not."""
-        reason = self._refusal(region.anchor)
-        if reason is not None:
-            return reason
+        for part in region.parts or (region,):
+            reason = self._refusal(part.anchor)
+            if reason is not None:
+                return reason
         program = self.program
         windows = dict(self._windows)
         steps, layers, constants = (
@@ -229,6 +248,9 @@ class Lowering:
 
     def _lower_known(self, region: Region) -> None:
         node = region.anchor
+        if region.parts:
+            self._anchors["Attention"](self, region)
+            return
         if node.op in VIEWS and len(region.nodes) == 1 and self._try_view(node):
             return
         if is_elementwise(node):

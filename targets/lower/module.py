@@ -68,13 +68,18 @@ def relax_module(program: Program, bases: Bases, isa: Isa) -> tvm.IRModule:
 
 def compile_library(module: tvm.IRModule, isa: Isa, path: Path, link: Link) -> None:
     """Compile a module for an instruction set and link it into `path`."""
-    tvm.tirx.register_tir_pipeline(_PIPELINE, _kernel_pipeline)
+    register_kernel_pipeline()
     target = tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu, "opt-level": 3})
-    executable = tvm.compile(module, target=target, tir_pipeline=_PIPELINE)
+    executable = tvm.compile(module, target=target, tir_pipeline=KERNEL_PIPELINE)
     executable.export_library(str(path), fcompile=link)
 
 
-_PIPELINE = "tilewright"
+KERNEL_PIPELINE = "tilewright"
+
+
+def register_kernel_pipeline() -> None:
+    """Let `tvm.compile` know our lowering by the name KERNEL_PIPELINE."""
+    tvm.tirx.register_tir_pipeline(KERNEL_PIPELINE, _kernel_pipeline)
 
 
 def _kernel_pipeline() -> tuple[Any, Any, Any]:

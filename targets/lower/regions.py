@@ -17,9 +17,14 @@ _RESHAPES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Nodes that run as one kernel; `nodes[0]` is the anchor, the others follow in order."""
+    """Nodes that run as one kernel; `nodes[0]` is the anchor, the others follow in order.
+
+    Attention has the three regions that it is made of as `parts`: scores, softmax and values.
+    They can run by themselves where it cannot.
+    """
 
     nodes: tuple[gs.Node, ...]
+    parts: tuple["Region", ...] = ()
 
     @property
     def anchor(self) -> gs.Node:
@@ -42,6 +47,7 @@ def find_regions(
         finder.claim(members)
         if takes_followers(node):
             finder.grow(members)
+    finder.join_attention({t.name for t in graph.outputs})
     return finder.ordered()
 
 
@@ -51,6 +57,7 @@ class _Finder:
         self.is_elementwise = is_elementwise
         self.region_of: dict[int, list[gs.Node]] = {}
         self.regions: list[list[gs.Node]] = []
+        self.parts: dict[int, list[list[gs.Node]]] = {}
 
     def claim(self, members: list[gs.Node]) -> None:
         self.regions.append(members)
@@ -76,6 +83,52 @@ class _Finder:
             members.append(chosen)
             self.region_of[id(chosen)] = members
 
+    def join_attention(self, kept: set[str]) -> None:
+        """Make one region of each product, the softmax of it, and the product with values.
+
+        `kept` names tensors that must be stored: the graph's outputs.
+        """
+        for softmax in [r for r in self.regions if r[0].op == "Softmax"]:
+            source, weights = softmax[0].inputs[0], softmax[0].outputs[0]
+            if not source.inputs or len(weights.outputs) != 1:
+                continue
+            parts = [
+                self.region_of[id(source.inputs[0])],
+                softmax,
+                self.region_of[id(weights.outputs[0])],
+            ]
+            scores, _, values = parts
+            if not (
+                _is_product(scores[0])
+                and _is_product(values[0])
+                and values[0].inputs[0] is weights
+                and _only_writes(scores, source)
+                and not any(t.name in kept for n in (*scores, *softmax) for t in n.outputs)
+                and self._independent(scores, softmax, values)
+            ):
+                continue
+            joined = [*scores, *softmax, *values]
+            self.parts[id(joined)] = parts
+            taken = {id(part) for part in parts}
+            self.regions = [*(r for r in self.regions if id(r) not in taken), joined]
+            for node in joined:
+                self.region_of[id(node)] = joined
+
+    def _independent(
+        self, scores: list[gs.Node], softmax: list[gs.Node], values: list[gs.Node]
+    ) -> bool:
+        """Say whether the values depend on the scores through nothing but the softmax."""
+        inside = {id(n) for n in scores}
+        own = {id(n) for n in (*softmax, *values)}
+        producers = [
+            producer
+            for node in values
+            for tensor in inputs_of(node)
+            for producer in tensor.inputs
+            if id(producer) not in own
+        ]
+        return not any(self._depends(producer, inside) for producer in producers)
+
     def ordered(self) -> list[Region]:
         """Sort members within, and regions among each other, by what they read."""
         done: set[int] = set()
@@ -93,10 +146,14 @@ class _Finder:
                     continue
                 done.add(id(top))
                 stack.pop()
-                anchor, *rest = top
-                rest.sort(key=lambda n: self.position[id(n)])
-                order.append(Region((anchor, *rest)))
+                parts = tuple(self._sorted(part) for part in self.parts.get(id(top), []))
+                nodes = tuple(n for part in parts for n in part.nodes)
+                order.append(Region(nodes, parts) if parts else self._sorted(top))
         return order
+
+    def _sorted(self, members: list[gs.Node]) -> Region:
+        anchor, *rest = members
+        return Region((anchor, *sorted(rest, key=lambda n: self.position[id(n)])))
 
     def _may_follow(
         self, node: gs.Node, members: list[gs.Node], shape: tuple[int, ...] | None
@@ -139,6 +196,23 @@ class _Finder:
             for producer in tensor.inputs
             if id(producer) not in inside
         ]
+
+
+def _is_product(node: gs.Node) -> bool:
+    return node.op == "MatMul" and not any(is_constant(t) for t in node.inputs)
+
+
+def _only_writes(members: list[gs.Node], tensor: gs.Tensor) -> bool:
+    """Say whether nodes outside read nothing of these nodes but one tensor, and that once."""
+    inside = {id(n) for n in members}
+    outside = [
+        t.name
+        for node in members
+        for t in node.outputs
+        for reader in t.outputs
+        if id(reader) not in inside
+    ]
+    return outside == [tensor.name]
 
 
 def inputs_of(node: gs.Node) -> list[gs.Tensor]:

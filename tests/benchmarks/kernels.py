@@ -1,0 +1,136 @@
+"""Time the tile kernel on layers of real models, as a share of what the machine can multiply.
+
+    python tests/benchmarks/kernels.py --threads 2 --sparsity 0,0.6
+
+One row a layer: positions x inputs x outputs, the median and least time, GFLOP/s on the weights
+that are not zero, and their share of the peak: independent multiply-adds on registers, measured
+before and after, since machines change their speed. Zeros are whole 4x1 tiles, at random.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tvm
+
+from tests.small_models import small_model
+from tilewright.graph import Graph
+from tilewright.measurement import Samples, sample
+from tilewright.protocol import silent
+from tilewright.target import read_target
+from tilewright.targets import FOLDER
+from tilewright.targets.cpu import CpuBackend, isa_of
+from tilewright.targets.kernels.elementwise import number
+from tilewright.targets.kernels.pen import Pen, write_prim_func
+from tilewright.targets.lower.module import KERNEL_PIPELINE, register_kernel_pipeline
+from tilewright.tools.console import Console
+
+CPU = read_target(FOLDER / "cpu.toml")
+# Positions, inputs, outputs.
+LAYERS = {
+    "reference": [(192, 768, 3072)],
+    "minilm": [(64, 384, 384), (64, 384, 1536), (64, 1536, 384)],
+    "vit-saliency": [(257, 384, 1152), (257, 384, 384), (257, 384, 1536), (257, 1536, 384)],
+    "ppocr-rec": [(40, 120, 360), (40, 120, 240), (480, 192, 192), (120, 384, 384)],
+    "efficientnet-lite0": [(3136, 24, 144), (784, 240, 40), (196, 672, 112), (49, 192, 1152)],
+    "smollm2": [(256, 576, 576), (256, 576, 1536), (256, 1536, 576), (1, 576, 1536)],
+}
+REPEATS = 60
+ACCUMULATORS, ROUNDS = 24, 200_000
+
+
+def peak(threads: int) -> float:
+    """Return the GFLOP/s that so many threads reach on registers."""
+    isa = isa_of(CPU)
+    lanes = isa.lanes
+    count = min(ACCUMULATORS, isa.registers - 6)
+
+    def body(pen: Pen) -> None:
+        with pen.parallel(threads) as thread:
+            rounds = pen.load(1, 0)
+            sums = [pen.local(lanes) for _ in range(count)]
+            for cell in sums:
+                cell.store(0, number(0.0, "float32", lanes), lanes)
+            factors = [pen.register(pen.load(0, i * lanes, lanes)) for i in range(4)]
+            with pen.serial(rounds):
+                for i, cell in enumerate(sums):
+                    product = cell.load(0, lanes) * factors[i % 3]
+                    cell.store(0, product + factors[3], lanes)
+            total = sum((c.load(0, lanes) for c in sums[1:]), sums[0].load(0, lanes))
+            pen.store(0, (thread + 4) * lanes, total, lanes)
+
+    register_kernel_pipeline()
+    function = write_prim_func("peak", isa, ("float32", "indices"), body)
+    target = tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu, "opt-level": 3})
+    built = tvm.compile(
+        tvm.IRModule({"peak": function}), target=target, tir_pipeline=KERNEL_PIPELINE
+    )
+    floats = tvm.runtime.from_dlpack(np.full(lanes * (threads + 4), 0.5, np.float32))
+    rounds = tvm.runtime.from_dlpack(np.full(16, ROUNDS, np.int32))
+    taken = sample(lambda: built["peak"](floats, rounds, 0, 0), 20, warm_up=3)
+    return threads * count * lanes * 2 * ROUNDS / taken.min_ms / 1e6
+
+
+def layer(
+    positions: int, inputs: int, outputs: int, sparsity: float, threads: int
+) -> tuple[Samples, float]:
+    """Return the times of one layer, and the floating-point operations of its non-zeros."""
+    r = np.random.default_rng(0)
+    weights = r.standard_normal((inputs, outputs)).astype(np.float32)
+    for first in range(0, outputs, 4):
+        weights[r.permutation(inputs)[: round(sparsity * inputs)], first : first + 4] = 0
+    # Activations as layers before leave them: inputs over positions.
+    text = f"""g (float[{inputs},{positions}] x) => (float[{positions},{outputs}] y) {{
+        t = Transpose(x)  y = MatMul(t, w)
+    }}"""
+    graph = Graph.from_onnx(small_model(text, w=weights)).infer_shapes()
+    with tempfile.TemporaryDirectory() as folder:
+        CpuBackend().build(graph, CPU, Path(folder), silent)
+        executable = CpuBackend().load(Path(folder), threads)
+    executable({"x": r.standard_normal((inputs, positions)).astype(np.float32)})
+    taken = sample(executable.run_parts, REPEATS, warm_up=5)
+    return taken, 2.0 * positions * np.count_nonzero(weights)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", default=",".join(LAYERS), help="names, joined by commas")
+    parser.add_argument("--sparsity", default="0,0.6", help="shares, joined by commas")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args(arguments)
+    before = peak(given.threads)
+    rows, shares = [], []
+    for model in given.models.split(","):
+        for shape in LAYERS[model]:
+            for sparsity in map(float, given.sparsity.split(",")):
+                taken, operations = layer(*shape, sparsity, given.threads)
+                speed = operations / taken.min_ms / 1e6
+                shares.append(speed / before)
+                rows.append(
+                    (
+                        model,
+                        " x ".join(map(str, shape)),
+                        f"{sparsity:g}",
+                        f"{taken.min_ms * 1e3:.1f}, {taken.median_ms * 1e3:.1f}",
+                        f"{speed:.0f}",
+                        f"{speed / before:.0%}",
+                    )
+                )
+                print("  ".join(rows[-1]), file=sys.stderr, flush=True)
+    console = Console(as_json=False)
+    columns = ("model", "layer", "sparsity", "us (min, median)", "GFLOP/s", "of the peak")
+    console.table(columns, rows)
+    mean = float(np.exp(np.mean(np.log(shares))))
+    console.text(
+        f"Peak on {given.threads} threads: {before:.0f} GFLOP/s before, "
+        f"{peak(given.threads):.0f} after. Geometric mean of the shares: {mean:.0%}."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
