@@ -86,18 +86,13 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
     PassFailed; CannotLower; CheckFailed where the artifact's answers are not its model's.
     The folder is then as it was before.
     """
-    target = find_target(job.target)
-    check_precision(target, job.precision)
-    check_backend(target.backend)
-    plan = None if job.plan is None else Plan.read(job.plan)
-    pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, report)
-    report(f"pipeline: {str(pipeline) or 'no passes'}")
+    settled = target, pipeline, _ = _settle(job, report)
     threads = count_threads(job.threads, report) or oracle.cores()
     stages = _Stages()
     with artifact.writing(job.folder) as folder:
         with stages("read"):
             source = read_model(job.model, job.dims, report)
-        built = _build(job, source, target, plan, pipeline, folder, stages, report)
+        built = _build(job, settled, source, folder, stages, report)
         feeds, backend = built.feeds, find_backend(target.backend)
         with stages("verify"):
             found = _outputs(backend.load(folder, threads), feeds)
@@ -119,6 +114,24 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
         write_report(folder, manifest, built.trace, stages.seconds)
         sealed = artifact.seal(folder, manifest)
     return {**sealed, "artifact": str(job.folder), "seconds": stages.seconds}
+
+
+class _Settled(NamedTuple):
+    """What is settled before any work: for what, by which passes, and how much where."""
+
+    target: Target
+    pipeline: Pipeline
+    plan: Plan | None
+
+
+def _settle(job: Job, report: Report) -> _Settled:
+    target = find_target(job.target)
+    check_precision(target, job.precision)
+    check_backend(target.backend)
+    plan = None if job.plan is None else Plan.read(job.plan)
+    pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, report)
+    report(f"pipeline: {str(pipeline) or 'no passes'}")
+    return _Settled(target, pipeline, plan)
 
 
 class _Built(NamedTuple):
@@ -146,14 +159,13 @@ class _Stages:
 
 def _build(
     job: Job,
+    settled: _Settled,
     source: Source,
-    target: Target,
-    plan: Plan | None,
-    pipeline: Pipeline,
     folder: Path,
     stages: _Stages,
     report: Report,
 ) -> _Built:
+    target, pipeline, plan = settled
     with stages("calibrate"):
         calibration = read_calibration(source, job.calibration, job.seed, report)
         context = Context(target, calibration, job.seed, plan, report)

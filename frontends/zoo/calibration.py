@@ -103,7 +103,7 @@ def gloss_windows(samples: int, r: RandomState) -> Iterator[Feed]:
 
 
 def decode_steps(samples: int, r: RandomState) -> Iterator[Feed]:
-    """Take every fourth step of gloss windows, each after the keys and values just before it.
+    """Take a step every `_STRIDE` tokens of gloss windows, after the keys and values before it.
 
     Attention is causal, so those are rows of what the prefill graph returns. The steps of a
     window share its arrays, so many steps take little memory.

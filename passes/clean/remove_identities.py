@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from tilewright.facts import Fact
 from tilewright.graph import Graph, is_constant, static_shape
+from tilewright.passes.clean.fold_constants import replace_reads
 from tilewright.protocol import Context, Outcome
 
 
@@ -68,7 +69,7 @@ def _bypass(graph: Graph, scope: gs.Graph, node: gs.Node) -> None:
     source, target = node.inputs[0], node.outputs[0]
     ends = {t.name for inner in graph.scopes() for t in inner.outputs}
     if target.name not in ends:
-        _read_instead(graph, target, source)
+        replace_reads(graph.gs, target, source)
     elif (
         source.name not in ends
         and source.inputs
@@ -79,20 +80,12 @@ def _bypass(graph: Graph, scope: gs.Graph, node: gs.Node) -> None:
         node.inputs.clear()
         node.outputs.clear()
         producer.outputs[at] = target
-        _read_instead(graph, source, target)
+        replace_reads(graph.gs, source, target)
     else:
         return
     node.inputs.clear()
     node.outputs.clear()
     scope.nodes.remove(node)
-
-
-def _read_instead(graph: Graph, old: gs.Tensor, new: gs.Tensor) -> None:
-    for scope in graph.scopes():
-        for node in scope.nodes:
-            for index, tensor in enumerate(node.inputs):
-                if tensor is old:
-                    node.inputs[index] = new
 
 
 def _is_false(tensor: gs.Tensor) -> bool:

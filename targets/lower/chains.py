@@ -11,7 +11,7 @@ from tilewright.graph import is_constant, static_shape
 from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source, Step
 from tilewright.targets.lower.window import Window
 
-_DTYPES = frozenset({"float32", "int64", "int32", "bool"})
+DTYPES = frozenset({"float32", "int64", "int32", "bool"})
 _INTEGER_OPS = frozenset(
     {"Add", "Sub", "Mul", "Min", "Max", "Cast", "Where", "Identity"}
     | {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not"}
@@ -27,7 +27,7 @@ def is_elementwise(node: gs.Node) -> bool:
     if static_shape(node.outputs[0]) is None:
         return False
     dtypes = {np.dtype(t.dtype).name if t.dtype is not None else "?" for t in tensors}
-    if not dtypes <= _DTYPES:
+    if not dtypes <= DTYPES:
         return False
     if dtypes != {"float32"} and node.op not in _INTEGER_OPS:
         return False

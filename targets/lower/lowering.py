@@ -11,13 +11,11 @@ from tilewright.target import Target
 from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source
 from tilewright.targets.kernels.map import MapKernel
 from tilewright.targets.kernels.pen import Isa, dtype_of
-from tilewright.targets.lower.chains import ChainBuilder, is_elementwise, with_bare_axes
+from tilewright.targets.lower.chains import DTYPES, ChainBuilder, is_elementwise, with_bare_axes
 from tilewright.targets.lower.program import Island, Program
 from tilewright.targets.lower.regions import Region, find_regions, inputs_of
 from tilewright.targets.lower.views import VIEWS, view
 from tilewright.targets.lower.window import Window, collapse
-
-_DTYPES = frozenset({"float32", "int64", "int32", "bool"})
 
 
 class NotLowered(Exception):
@@ -285,7 +283,7 @@ class Lowering:
             if 0 in shape and not (is_constant(tensor) or node.op == "Concat"):
                 return f'"{tensor.name}" is empty'
             dtype = "?" if tensor.dtype is None else np.dtype(tensor.dtype).name
-            if dtype not in _DTYPES:
+            if dtype not in DTYPES:
                 return f'"{tensor.name}" is {dtype}'
         if not known and not is_elementwise(node):
             return f"{node.op} of these dtypes or attributes has no kernel"
