@@ -7,6 +7,7 @@ one inference a sample, however many layers are looked at, and what a pass chang
 cut is seen, because each sub-model is built from the graph as it is at that time.
 """
 
+import mmap
 import tempfile
 from collections.abc import Iterator, Mapping
 
@@ -21,7 +22,7 @@ from tilewright.layers import Layer
 from tilewright.oracle import outputs_of, session
 from tilewright.threads import spread_over_cores
 
-BUDGET_BYTES = 1 << 30
+BUDGET_BYTES = 1 << 29
 # Columns gathered for a layer over all samples: enough for a Gram matrix that is well away from
 # singular, and bounded however large the feature maps are.
 _LEAST_COLUMNS = 16384
@@ -37,6 +38,7 @@ class Walk:
         self._budget_bytes = budget_bytes
         self._frontiers: list[dict[str, np.ndarray]] = list(calibration.feeds())
         self._given = set(self._frontiers[0])
+        self._stacks: dict[str, _Stack] = {}
 
     def advance(self, graph: Graph, stop: int) -> None:
         """Run the nodes from the cut up to `stop`, not included, for every sample.
@@ -57,7 +59,7 @@ class Walk:
             model = _model(graph, segment, {name: self._kind(name) for name in read}, wanted)
             # One thread a sample and all cores on samples: faster than all cores on each.
             loaded = session(model, threads=1)
-        stacks: dict[str, np.memmap] = {}
+        fresh_stacks: dict[str, _Stack] = {}
 
         def step(index: int) -> None:
             frontier = self._frontiers[index]
@@ -65,17 +67,25 @@ class Walk:
             if wanted:
                 fresh = outputs_of(loaded, {name: frontier[name] for name in read})
                 if index == 0:
-                    stacks.update(self._stacks(carried, fresh))
-                carried.update({n: _stored(x, stacks.get(n), index) for n, x in fresh.items()})
+                    fresh_stacks.update(self._stacks_for(carried, fresh))
+                for name, x in fresh.items():
+                    stack = fresh_stacks.get(name)
+                    carried[name] = x if stack is None else stack.put(index, x)
             self._frontiers[index] = carried
+            for stack in (*self._stacks.values(), *fresh_stacks.values()):
+                stack.leave_memory()
 
         step(0)
         spread_over_cores(step, range(1, len(self._frontiers)))
+        kept = {n: stack for n, stack in self._stacks.items() if n in needed}
+        self._stacks = kept | fresh_stacks
 
     def values(self, name: str) -> Iterator[np.ndarray]:
         """Yield a tensor of the frontier, sample by sample."""
         for frontier in self._frontiers:
             yield frontier[name]
+            if name in self._stacks:
+                self._stacks[name].leave_memory()
 
     def _kind(self, name: str) -> tuple[np.dtype, tuple[int, ...] | None]:
         """Return dtype and shape of a tensor, None for a shape that differs among samples."""
@@ -83,23 +93,43 @@ class Walk:
         dtype = self._frontiers[0][name].dtype
         return dtype, next(iter(shapes)) if len(shapes) == 1 else None
 
-    def _stacks(
+    def _stacks_for(
         self, carried: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]
-    ) -> dict[str, np.memmap]:
-        """Return a file-backed stack for each new tensor that the budget has no room for."""
+    ) -> dict[str, "_Stack"]:
+        """Return a stack for each new tensor that the budget has no room for."""
         samples = len(self._frontiers)
         room = self._budget_bytes - samples * sum(
             x.nbytes
             for name, x in carried.items()
-            if name not in self._given and not isinstance(x, np.memmap)
+            if name not in self._given and name not in self._stacks
         )
         stacks = {}
         for name, x in sorted(fresh.items(), key=lambda item: item[1].nbytes):
             room -= samples * x.nbytes
             if room < 0 and x.nbytes:
-                with tempfile.TemporaryFile(prefix="tilewright-") as file:
-                    stacks[name] = np.memmap(file, x.dtype, "w+", shape=(samples, *x.shape))
+                stacks[name] = _Stack(samples, x)
         return stacks
+
+
+class _Stack:
+    """One tensor of every sample, in a file: what is not at work takes no memory."""
+
+    def __init__(self, samples: int, like: np.ndarray) -> None:
+        with tempfile.TemporaryFile(prefix="tilewright-") as file:
+            file.truncate(samples * like.nbytes)
+            self._map = mmap.mmap(file.fileno(), samples * like.nbytes)
+        self._all = np.frombuffer(self._map, like.dtype).reshape(samples, *like.shape)
+
+    def put(self, index: int, x: np.ndarray) -> np.ndarray:
+        """Store a sample and return it from here; one of another shape stays where it is."""
+        if x.shape != self._all.shape[1:]:
+            return x
+        self._all[index] = x
+        return self._all[index, ...]
+
+    def leave_memory(self) -> None:
+        """Give back the pages that were written and read; the file keeps them."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class Pair:
@@ -161,13 +191,6 @@ def reads(node: gs.Node) -> set[str]:
 
 def _reads(nodes: list[gs.Node]) -> set[str]:
     return {name for node in nodes for name in reads(node)}
-
-
-def _stored(x: np.ndarray, stack: np.memmap | None, index: int) -> np.ndarray:
-    if stack is None or x.shape != stack.shape[1:]:
-        return x
-    stack[index] = x
-    return stack[index : index + 1].reshape(x.shape)
 
 
 def _model(
