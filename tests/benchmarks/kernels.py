@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import tvm
 
-from tests.small_models import small_model
 from tilewright.graph import Graph
 from tilewright.measurement import Samples, sample
 from tilewright.protocol import silent
@@ -68,8 +68,9 @@ def peak(threads: int) -> float:
     built = tvm.compile(
         tvm.IRModule({"peak": function}), target=target, tir_pipeline=KERNEL_PIPELINE
     )
-    floats = tvm.runtime.from_dlpack(np.full(lanes * (threads + 4), 0.5, np.float32))
-    rounds = tvm.runtime.from_dlpack(np.full(16, ROUNDS, np.int32))
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    floats = tvm.runtime.tensor(np.full(lanes * (threads + 4), 0.5, np.float32))
+    rounds = tvm.runtime.tensor(np.full(16, ROUNDS, np.int32))
     taken = sample(lambda: built["peak"](floats, rounds, 0, 0), 20, warm_up=3)
     return threads * count * lanes * 2 * ROUNDS / taken.min_ms / 1e6
 
@@ -83,10 +84,14 @@ def layer(
     for first in range(0, outputs, 4):
         weights[r.permutation(inputs)[: round(sparsity * inputs)], first : first + 4] = 0
     # Activations as layers before leave them: inputs over positions.
-    text = f"""g (float[{inputs},{positions}] x) => (float[{positions},{outputs}] y) {{
-        t = Transpose(x)  y = MatMul(t, w)
-    }}"""
-    graph = Graph.from_onnx(small_model(text, w=weights)).infer_shapes()
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 17]>
+        g (float[{inputs},{positions}] x) => (float[{positions},{outputs}] y) {{
+            t = Transpose(x)  y = MatMul(t, w)
+        }}"""
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    graph = Graph.from_onnx(model).infer_shapes()
     with tempfile.TemporaryDirectory() as folder:
         CpuBackend().build(graph, CPU, Path(folder), silent)
         executable = CpuBackend().load(Path(folder), threads)
