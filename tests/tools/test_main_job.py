@@ -23,16 +23,15 @@ def compile_zoo(folder: Path, name: str, *options: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    "name", ["ppocr-rec", "ppocr-det", "ppocr-cls", "efficientnet-lite0", "vit-saliency"]
-)
+# The others, and larger ones at 0.6, are compiled by tests/benchmarks/zoo.py.
+@pytest.mark.parametrize("name", ["ppocr-rec", "ppocr-det", "ppocr-cls", "efficientnet-lite0"])
 def test_a_dense_artifact_agrees_with_the_original(tmp_path: Path, name: str) -> None:
     found = compile_zoo(tmp_path, name, "--sparsity", "0", "--no-eval")
     assert found["verified"]["against"] == ["model.onnx", "the original"]
     assert found["verified"]["max_rel_error"] <= 1e-3
 
 
-@pytest.mark.parametrize("name", ["ppocr-det", "ppocr-cls"])
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "ppocr-cls"])
 def test_a_sparse_artifact_agrees_with_its_own_model(tmp_path: Path, name: str) -> None:
     found = compile_zoo(tmp_path, name, "--sparsity", "0.6", "--no-eval")
     assert found["verified"]["max_rel_error"] <= 1e-3
