@@ -1,30 +1,31 @@
-"""The cpu backend: tile kernels through TVM's LLVM, in this process."""
+"""The cpu backend: tile kernels through TVM's LLVM; cpu_program.py runs what it writes."""
 
 import json
-import os
-import shutil
-import tempfile
-import threading
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 
-from tilewright.errors import CannotLower, DamagedArtifact, UnusableInput
+from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
-from tilewright.oracle import outputs_of
-from tilewright.protocol import Build, Feeds, Report
+from tilewright.protocol import Build, Report
 from tilewright.target import Target
+from tilewright.targets.cpu_program import (
+    INDICES,
+    LIBRARY,
+    PROGRAM,
+    REST,
+    WEIGHTS,
+    CpuProgram,
+)
 from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.link import link_shared
 from tilewright.targets.lower.anchors import ANCHORS
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.patterns import recognize_layer_norms
 from tilewright.targets.lower.program import (
-    ALIGNMENT,
     Call,
     Island,
     Program,
@@ -34,13 +35,6 @@ from tilewright.targets.lower.program import (
 from tilewright.targets.lower.tiles import compressed
 from tilewright.targets.lower.window import Buffer, Window
 
-LIBRARY, WEIGHTS, INDICES, REST, PROGRAM = (
-    "lib.so",
-    "weights.bin",
-    "indices.bin.z",
-    "constants.bin",
-    "program.json",
-)
 # What each instruction set needs of the CPU, as /proc/cpuinfo spells it; best first.
 INSTRUCTION_SETS = {
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
@@ -93,7 +87,7 @@ class CpuBackend:
             },
         )
 
-    def load(self, folder: Path, threads: int | None = None) -> "CpuProgram":
+    def load(self, folder: Path, threads: int | None = None) -> CpuProgram:
         """Return a function from feeds to outputs; calls from several threads take turns."""
         return CpuProgram(folder, threads)
 
@@ -256,173 +250,3 @@ def _write_program(
     }
     text = json.dumps(content, indent=1)
     (folder / PROGRAM).write_text(text + "\n", encoding="utf-8")
-
-
-class CpuProgram:
-    """A loaded artifact: one arena, the weights mapped from their file, a virtual machine.
-
-    The arena is one, so a call waits until the one before is over.
-    """
-
-    def __init__(self, folder: Path, threads: int | None) -> None:
-        content = _read_program(folder)
-        wanted = threads or content["threads"] or _cores()
-        # The pool reads these when it starts: as many workers as there may ever be.
-        os.environ.setdefault("TVM_NUM_THREADS", str(max(wanted, _cores())))
-        # A pinned worker and the caller, which is not, end up on one core at times.
-        os.environ.setdefault("TVM_BIND_THREADS", "0")
-        import tvm
-        from tvm import relax
-
-        self._threads = wanted
-        self._turn = threading.Lock()
-        self._use_threads = tvm.get_global_func("runtime.config_threadpool")
-        self._bases = _base_arrays(folder, content)
-        self._arguments = [tvm.runtime.from_dlpack(a) for a in self._bases.values()]
-        machine: Any = None
-        # A model of islands only, or whose outputs are its inputs, has no kernels.
-        if any("function" in part for part in content["parts"]):
-            machine = relax.VirtualMachine(_library(folder / LIBRARY), tvm.cpu())
-        self._inputs = {k: self._view(w) for k, w in content["inputs"].items()}
-        self._entries: dict[str, int] = content["entries"]
-        self._outputs = {k: self._view(w) for k, w in content["outputs"].items()}
-        self._parts: list[Callable[[], None]] = []
-        for part in content["parts"]:
-            if "function" in part:
-                self._parts.append(self._segment(machine[f"run_{part['function']}"]))
-            else:
-                self._parts.append(self._island(folder, part, wanted))
-
-    def __call__(self, feeds: Feeds | None = None) -> dict[str, np.ndarray]:
-        """Run one inference. Raises UnusableInput where feeds do not fit the model."""
-        if not isinstance(feeds, Mapping):
-            found = "nothing" if feeds is None else type(feeds).__name__
-            raise UnusableInput(
-                f"An artifact takes arrays by input name, and found {found}. "
-                f"Call it with a dict that has the keys {sorted(self._inputs)}."
-            )
-        if unknown := set(feeds) - set(self._inputs):
-            raise UnusableInput(
-                f"There is no input {sorted(unknown)}; "
-                f"this artifact takes {sorted(self._inputs)}."
-            )
-        with self._turn:
-            self._take(feeds)
-            # The pool is one for all that this thread loads: each call says how many it takes.
-            self._use_threads(1, self._threads)
-            self.run_parts()
-            return {name: view.copy() for name, view in self._outputs.items()}
-
-    def run_parts(self) -> None:
-        """Run on the inputs that are in the arena: what a call takes but for the copies."""
-        for part in self._parts:
-            part()
-
-    def _take(self, feeds: Feeds) -> None:
-        """Copy the inputs into the arena, if they fit."""
-        for name, view in self._inputs.items():
-            value = np.asarray(feeds[name]) if name in feeds else None
-            if value is None or value.shape != view.shape or value.dtype != view.dtype:
-                found = "nothing" if value is None else f"{value.dtype} {list(value.shape)}"
-                raise UnusableInput(
-                    f'Input "{name}" must be {view.dtype} {list(view.shape)}; found {found}. '
-                    f"This artifact takes {sorted(self._inputs)}."
-                )
-            entries = self._entries.get(name)
-            if entries is not None and not (-entries <= value.min() <= value.max() < entries):
-                raise UnusableInput(
-                    f'Input "{name}" picks entries of a table that has {entries}; found '
-                    f"{value.min()} to {value.max()}. Give numbers below {entries}."
-                )
-            np.copyto(view, value)
-
-    def _segment(self, function: Any) -> Callable[[], None]:
-        return lambda: function(*self._arguments) and None
-
-    def _island(self, folder: Path, part: dict[str, Any], threads: int) -> Callable[[], None]:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # A spinning pool would take the cores from the kernels between islands.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = folder / f"island_{part['island']}.onnx"
-        session = onnxruntime.InferenceSession(str(path), options)
-        inputs = {k: self._view(w) for k, w in part["inputs"].items()}
-        outputs = {k: self._view(w) for k, w in part["outputs"].items()}
-
-        def run() -> None:
-            feeds = {k: np.ascontiguousarray(v) for k, v in inputs.items()}
-            found = outputs_of(session, feeds)
-            for name, view in outputs.items():
-                value = found[name]
-                if value.shape != view.shape:
-                    raise UnusableInput(
-                        f'"{name}" has shape {list(value.shape)} in onnxruntime, and shape '
-                        f"inference says {list(view.shape)}. Export the model with another "
-                        "opset, or with shapes that agree."
-                    )
-                np.copyto(view, value)
-
-        return run
-
-    def _view(self, window: dict[str, Any]) -> np.ndarray:
-        base = self._bases[window["base"]]
-        strides = [s * base.itemsize for s in window["strides"]]
-        return np.lib.stride_tricks.as_strided(base[window["at"] :], window["shape"], strides)
-
-
-def _library(path: Path) -> Any:
-    """Load a copy of a shared library, under a name that no other one has had.
-
-    The system's loader gives back what it loaded before under a name, whatever the file has
-    become meanwhile: another artifact, compiled into the same folder.
-    """
-    import tvm
-
-    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-        return tvm.runtime.load_module(shutil.copy(path, folder))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _read_program(folder: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((folder / PROGRAM).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedArtifact(
-            f"{folder / PROGRAM} cannot be read: {error}. Compile the model again."
-        ) from error
-    return content
-
-
-def _base_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return the arrays that kernels address, by name; the weights stay in their file."""
-    rest = (folder / REST).read_bytes()
-    arena = _aligned(content["arena_bytes"] + len(rest) + ALIGNMENT)
-    if rest:
-        start = content["arena_bytes"]
-        arena[start : start + len(rest)] = np.frombuffer(rest, np.uint8)
-    arrays: dict[str, np.ndarray] = {}
-    for name in content["bases"]:
-        if name == "weights":
-            # Copy-on-write: DLPack wants a writable array, the file must not change.
-            arrays[name] = np.memmap(folder / WEIGHTS, np.float32, mode="c")
-        elif name == "indices":
-            raw = zlib.decompress((folder / INDICES).read_bytes())
-            steps = np.frombuffer(raw, np.int32)
-            arrays[name] = _aligned(steps.nbytes).view(np.int32)
-            np.cumsum(steps, dtype=np.int32, out=arrays[name][: steps.size])
-        else:
-            arrays[name] = arena.view(np.dtype(name))
-    return arrays
-
-
-def _aligned(size: int) -> np.ndarray:
-    """Return zeroed bytes whose address and size suit every dtype and DLPack."""
-    whole = -(-size // ALIGNMENT) * ALIGNMENT
-    raw = np.zeros(whole + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + whole]
