@@ -8,6 +8,7 @@ cut is seen, because each sub-model is built from the graph as it is at that tim
 """
 
 import mmap
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +18,7 @@ import onnx_graphsurgeon as gs
 
 from tilewright.calibration import Calibration
 from tilewright.columns import choose_positions, columns
+from tilewright.errors import UnusableInput
 from tilewright.graph import Graph, is_constant
 from tilewright.layers import Layer
 from tilewright.oracle import outputs_of, session
@@ -112,12 +114,24 @@ class Walk:
 
 
 class _Stack:
-    """One tensor of every sample, in a file: what is not at work takes no memory."""
+    """One tensor of every sample, in a file: what is not at work takes no memory.
+
+    Raises UnusableInput where the file has no room.
+    """
 
     def __init__(self, samples: int, like: np.ndarray) -> None:
+        size = samples * like.nbytes
         with tempfile.TemporaryFile(prefix="tilewright-") as file:
-            file.truncate(samples * like.nbytes)
-            self._map = mmap.mmap(file.fileno(), samples * like.nbytes)
+            try:
+                # Writing to a mapped file on a full disk would end the process.
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise UnusableInput(
+                    f'The temporary folder "{tempfile.gettempdir()}" has no room for '
+                    f"{size / 1e6:,.0f} MB of activations: {error.strerror}. Set TMPDIR to "
+                    "another folder, or give fewer calibration samples."
+                ) from error
+            self._map = mmap.mmap(file.fileno(), size)
         self._all = np.frombuffer(self._map, like.dtype).reshape(samples, *like.shape)
 
     def put(self, index: int, x: np.ndarray) -> np.ndarray:

@@ -1,3 +1,4 @@
+import errno
 import re
 from collections.abc import Mapping
 
@@ -225,6 +226,18 @@ def test_segments_give_the_activations_of_one_whole_run(budget_bytes: int) -> No
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     # 5 samples of 16 x 8 float32 are 2,560 bytes.
     assert bool(walk._stacks) == (budget_bytes == 0)
+
+
+def test_activations_that_the_disk_has_no_room_for_are_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    calibration, _ = whole_run(correlated(5, 16, 12))
+    with pytest.raises(UnusableInput, match=r"no room for .* MB of activations: No space"):
+        Walk(calibration, budget_bytes=0).advance(three_layers(), 1)
 
 
 def test_only_what_is_read_later_is_held() -> None:
