@@ -7,15 +7,15 @@ block's scores fit here, so none are rescaled.)
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from tvm import tirx
 
 from tilewright.targets.kernels.blocks import Nest, cut
 from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
 from tilewright.targets.kernels.map import indices_of
-from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen
+from tilewright.targets.kernels.pen import Expr, Local, Pen
 from tilewright.targets.kernels.tile import each_result, outer_product
 
 _PARALLEL_MACS = 100_000
@@ -74,54 +74,35 @@ class AttentionKernel:
             with pen.parallel(batches * nest.columns, macs >= _PARALLEL_MACS) as flat:
                 at = indices_of(pen, flat // nest.columns, list(self.batch))
                 first = pen.register(nest.x0 + flat % nest.columns * nest.x_step)
-                self._block(pen, at, first, nest, lanes)
+                self._block(_Block(pen, at, first, nest, lanes))
 
-    def _block(self, pen: Pen, at: list[Expr], first: Expr, nest: Nest, lanes: int) -> None:
-        scores = pen.local(self.keys * len(nest.places) * lanes)
-        for height, count, start in _heights(self.keys, pen.isa):
-            with pen.serial(count) as block:
-                row = pen.register(block * height + start)
-                self._scores(pen, scores, at, row, first, nest, height, lanes)
-        shares = self._exponentials(pen, scores, len(nest.places), lanes)
-        for height, count, start in _heights(self.width, pen.isa):
-            with pen.serial(count) as block:
-                row = pen.register(block * height + start)
-                self._values(pen, scores, shares, at, row, first, nest, height, lanes)
+    def _block(self, block: "_Block") -> None:
+        scores = block.pen.local(self.keys * block.vectors * block.lanes)
+        for height, row in block.rows(self.keys):
+            self._scores(block, scores, row, height)
+        shares = self._exponentials(block, scores)
+        for height, row in block.rows(self.width):
+            self._values(block, scores, shares, row, height)
 
-    def _scores(
-        self,
-        pen: Pen,
-        scores: Local,
-        at: list[Expr],
-        row: Expr,
-        first: Expr,
-        nest: Nest,
-        height: int,
-        lanes: int,
-    ) -> None:
-        key = pen.register(_place([*at, row], self.key))
-        query = pen.register(_place([*at, first], self.query))
-        step, deep_key = self.key[-2:]
-        lane, deep_query = self.query[-2:]
-        vectors = len(nest.places)
-
-        def keys(c: Expr) -> list[Expr]:
-            base = key + c * deep_key
-            return [pen.load(KEYS, base + r * step, lanes, stride=0) for r in range(height)]
+    def _scores(self, block: "_Block", scores: Local, row: Expr, height: int) -> None:
+        pen, lanes = block.pen, block.lanes
+        query = pen.register(_place([*block.at, block.first], self.query))
+        lane, deep = self.query[-2:]
 
         def queries(c: Expr) -> list[Expr]:
-            base = query + c * deep_query
-            return [pen.load(QUERIES, base + x * lane, lanes) for _, x in nest.places]
+            base = query + c * deep
+            return [pen.load(QUERIES, base + x * lane, lanes) for _, x in block.nest.places]
 
-        sums = outer_product(pen, self.depth, keys, queries, height, vectors, lanes)
+        keys = block.scalars(KEYS, self.key, row, height)
+        sums = outer_product(pen, self.depth, keys, queries, height, block.vectors, lanes)
         with each_result(pen, sums, lanes) as (r, v, value):
-            place = [*at, row + r, first + nest.place(v)[1]]
-            operand = partial(_operand, pen, VALUES + 1, self.scores, place, lanes)
+            operand = block.operands(VALUES + 1, self.scores, row + r, v)
             (score,) = run_chain(pen, self.score_chain, value, operand, lanes)
-            scores.store(((row + r) * vectors + v) * lanes, score, lanes)
+            scores.store(((row + r) * block.vectors + v) * lanes, score, lanes)
 
-    def _exponentials(self, pen: Pen, scores: Local, vectors: int, lanes: int) -> Local:
+    def _exponentials(self, block: "_Block", scores: Local) -> Local:
         """Replace scores by e^(score - largest); return 1 / (their sum), for each lane."""
+        pen, vectors, lanes = block.pen, block.vectors, block.lanes
         m = Math(pen, lanes, {})
         top = [pen.local(lanes) for _ in range(vectors)]
         total = [pen.local(lanes) for _ in range(vectors)]
@@ -144,56 +125,81 @@ class AttentionKernel:
         return shares
 
     def _values(
-        self,
-        pen: Pen,
-        scores: Local,
-        shares: Local,
-        at: list[Expr],
-        row: Expr,
-        first: Expr,
-        nest: Nest,
-        height: int,
-        lanes: int,
+        self, block: "_Block", scores: Local, shares: Local, row: Expr, height: int
     ) -> None:
-        value = pen.register(_place([*at, row], self.value))
-        step, deep = self.value[-2:]
-        vectors = len(nest.places)
-
-        def values(j: Expr) -> list[Expr]:
-            base = value + j * deep
-            return [pen.load(VALUES, base + r * step, lanes, stride=0) for r in range(height)]
+        pen, vectors, lanes = block.pen, block.vectors, block.lanes
 
         def powers(j: Expr) -> list[Expr]:
             return [scores.load((j * vectors + v) * lanes, lanes) for v in range(vectors)]
 
+        values = block.scalars(VALUES, self.value, row, height)
         sums = outer_product(pen, self.keys, values, powers, height, vectors, lanes)
         behind = VALUES + 1 + len(self.scores.dtypes)
         with each_result(pen, sums, lanes) as (r, v, raw):
             result = pen.register(raw * shares.load(v * lanes, lanes))
-            place = [*at, row + r, first + nest.place(v)[1]]
-            operand = partial(_operand, pen, behind, self.operands, place, lanes)
+            operand = block.operands(behind, self.operands, row + r, v)
             stored = run_chain(pen, self.chain, result, operand, lanes)
+            place = block.place(row + r, v)
             for k, (out, strides) in enumerate(zip(stored, self.outputs.strides, strict=True)):
                 target = behind + len(self.operands.dtypes) + k
                 pen.store(target, _place(place, strides), out, lanes, stride=strides[-1])
 
 
-def _heights(rows: int, isa: Isa) -> list[tuple[int, int, int]]:
-    """Cut rows into blocks of equal height and a rest: (height, blocks, first row).
+@dataclass(frozen=True)
+class _Block:
+    """The queries that are computed together: of batch `at`, from query `first` on."""
 
-    Two vectors of sums a row take half of the registers.
-    """
-    most = isa.registers // 4
-    full, rest = divmod(rows, most)
-    cuts = [(most, full, 0), (rest, 1, full * most)]
-    return [(height, count, start) for height, count, start in cuts if height and count]
+    pen: Pen
+    at: list[Expr]
+    first: Expr
+    nest: Nest
+    lanes: int
 
+    @property
+    def vectors(self) -> int:
+        return len(self.nest.places)
 
-def _operand(
-    pen: Pen, first: int, walk: Walk, place: list[Expr], lanes: int, index: int
-) -> Expr:
-    strides = walk.strides[index]
-    return pen.load(first + index, _place(place, strides), lanes, stride=strides[-1])
+    def rows(self, count: int) -> Iterator[tuple[int, Expr]]:
+        """Loop over rows in blocks of equal height and a rest: (height, first row).
+
+        Two vectors of sums a row take half of the registers.
+        """
+        most = self.pen.isa.registers // 4
+        full, rest = divmod(count, most)
+        for height, blocks, start in ((most, full, 0), (rest, 1, full * most)):
+            if height and blocks:
+                with self.pen.serial(blocks) as index:
+                    yield height, self.pen.register(index * height + start)
+
+    def place(self, row: Expr, v: Expr) -> list[Expr]:
+        """Return the indices of a row's vector v: (batch axes..., row, query)."""
+        return [*self.at, row, self.first + self.nest.place(v)[1]]
+
+    def scalars(
+        self, arg: int, strides: tuple[int, ...], row: Expr, height: int
+    ) -> Callable[[Expr], list[Expr]]:
+        """Return what loads step p of `height` rows, each in all lanes."""
+        start = self.pen.register(_place([*self.at, row], strides))
+        step, deep = strides[-2:]
+
+        def load(p: Expr) -> list[Expr]:
+            base = start + p * deep
+            return [
+                self.pen.load(arg, base + r * step, self.lanes, stride=0) for r in range(height)
+            ]
+
+        return load
+
+    def operands(self, arg: int, walk: Walk, row: Expr, v: Expr) -> Callable[[int], Expr]:
+        """Return what loads a chain's memory operand for a row's vector v."""
+        place = self.place(row, v)
+
+        def load(index: int) -> Expr:
+            strides = walk.strides[index]
+            at = _place(place, strides)
+            return self.pen.load(arg + index, at, self.lanes, stride=strides[-1])
+
+        return load
 
 
 def _place(at: list[Expr], strides: tuple[int, ...]) -> Expr:
