@@ -26,6 +26,7 @@ from tilewright.targets.lower.anchors import ANCHORS
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.patterns import recognize_layer_norms
 from tilewright.targets.lower.program import (
+    LAUNCH,
     Call,
     Island,
     Program,
@@ -67,6 +68,7 @@ class CpuBackend:
         offsets: dict[Buffer, int] = {
             buffer: at // np.dtype(buffer.dtype).itemsize for buffer, at in arena.items()
         }
+        offsets[LAUNCH] = 0
         stored = _write_constants(program, folder, offsets, arena_bytes)
         names = tuple(sorted({buffer.dtype for buffer in offsets}))
         report("compiling kernels")

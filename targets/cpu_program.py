@@ -43,17 +43,14 @@ class CpuProgram:
     def __init__(self, folder: Path, threads: int | None) -> None:
         content = _read_program(folder)
         wanted = threads or content["threads"] or _cores()
-        # The pool reads these when it starts: as many workers as there may ever be.
-        os.environ.setdefault("TVM_NUM_THREADS", str(max(wanted, _cores())))
-        # A pinned worker and the caller, which is not, end up on one core at times.
-        os.environ.setdefault("TVM_BIND_THREADS", "0")
+        prepare_pool(wanted)
         import tvm
         from tvm import relax
 
         self._threads = wanted
         self._turn = threading.Lock()
         self._use_threads = tvm.get_global_func("runtime.config_threadpool")
-        self._bases = _base_arrays(folder, content)
+        self._bases = _base_arrays(folder, content, wanted)
         self._arguments = [tvm.runtime.from_dlpack(a) for a in self._bases.values()]
         machine: Any = None
         # A model of islands only, or whose outputs are its inputs, has no kernels.
@@ -148,6 +145,16 @@ class CpuProgram:
         return np.lib.stride_tricks.as_strided(base[window["at"] :], window["shape"], strides)
 
 
+def prepare_pool(threads: int) -> None:
+    """Say how many workers TVM's pool may ever have; it reads this when it starts.
+
+    Left alone it takes half of the CPUs, for it believes that they are two a core.
+    """
+    os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, _cores())))
+    # A pinned worker and the caller, which is not, end up on one core at times.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+
 def _library(path: Path) -> Any:
     """Load a copy of a shared library, under a name that no other one has had.
 
@@ -174,7 +181,7 @@ def _read_program(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _base_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
+def _base_arrays(folder: Path, content: dict[str, Any], threads: int) -> dict[str, np.ndarray]:
     """Return the arrays that kernels address, by name; the weights stay in their file."""
     rest = (folder / REST).read_bytes()
     arena = _aligned(content["arena_bytes"] + len(rest) + ALIGNMENT)
@@ -191,6 +198,9 @@ def _base_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]
             steps = np.frombuffer(raw, np.int32)
             arrays[name] = _aligned(steps.nbytes).view(np.int32)
             np.cumsum(steps, dtype=np.int32, out=arrays[name][: steps.size])
+        elif name == "launch":
+            arrays[name] = _aligned(ALIGNMENT).view(np.int32)
+            arrays[name][0] = threads
         else:
             arrays[name] = arena.view(np.dtype(name))
     return arrays

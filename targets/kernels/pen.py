@@ -96,9 +96,9 @@ class Pen:
             yield index
 
     @contextmanager
-    def parallel(self, extent: int, when: bool = True) -> Iterator[Expr]:
+    def parallel(self, extent: Expr, when: bool = True) -> Iterator[Expr]:
         """Loop over the threads' pool; serial where the work does not pay for the launch."""
-        if not when or extent == 1:
+        if not when or (isinstance(extent, int) and extent == 1):
             with self.serial(extent) as index:
                 yield index
             return
@@ -132,8 +132,9 @@ def write_prim_func(
 ) -> Expr:
     """Return the PrimFunc that `body` writes.
 
-    `kinds` names each argument's base array (its dtype, or "weights"/"indices"); the function
-    takes each distinct base once, sorted, then one int32 offset an argument.
+    `kinds` names each argument's base array: its dtype, "weights", "indices", or "launch" (the
+    number of threads). The function takes each distinct base once, sorted, then one int32
+    offset an argument.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
@@ -149,7 +150,7 @@ def write_prim_func(
 
 def dtype_of(kind: str) -> str:
     """Return the element type of a base array."""
-    return {"weights": "float32", "indices": "int32"}.get(kind, kind)
+    return {"weights": "float32", "indices": "int32", "launch": "int32"}.get(kind, kind)
 
 
 def vector_starts(extent: int, width: int) -> list[int]:

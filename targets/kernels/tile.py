@@ -22,13 +22,12 @@ from tilewright.targets.kernels.elementwise import Chain, number, run_chain
 from tilewright.targets.kernels.pen import Expr, Isa, Pen
 
 # Arguments that every tile kernel takes first; chain operands and outputs follow.
-SOURCE, VALUES, OFFSETS, TILES, ROWS, GROUPS = range(6)
-ARGUMENTS = ("float32", "weights", "indices", "indices", "indices", "indices")
+SOURCE, VALUES, OFFSETS, TILES, ROWS, GROUPS, LAUNCH = range(7)
+ARGUMENTS = ("float32", "weights", "indices", "indices", "indices", "indices", "launch")
 # A row of the tile table: where its values, offsets and rows start, and its steps.
 TABLE_COLUMNS = 4
 
 PARALLEL_MACS = 100_000  # below, the launch of the thread pool costs more than it saves
-_CHUNKS = 16
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,12 @@ class TileKernel:
                 with pen.serial(count) as tile:
                     block(b, y, x, first + tile)
             return
-        chunks = _CHUNKS if self.parallel else 1
-        with pen.parallel(chunks, self.parallel) as chunk:
+        # As many shares as threads: one that took several would read the positions for each.
+        shares = pen.register(pen.load(LAUNCH, 0)) if self.parallel else 1
+        with pen.parallel(shares, self.parallel) as share:
             first, count = self._group(pen, group)
-            low = pen.register(chunk * count // chunks)
-            high = pen.register((chunk + 1) * count // chunks)
+            low = pen.register(share * count // shares)
+            high = pen.register((share + 1) * count // shares)
             with (
                 pen.serial(self.images) as b,
                 nest.walk(pen) as (y, x),

@@ -16,7 +16,7 @@ from tilewright.targets.kernels.pen import vector_starts
 from tilewright.targets.kernels.tile import PARALLEL_MACS, TileKernel
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes, plane_shape
-from tilewright.targets.lower.program import Ref
+from tilewright.targets.lower.program import LAUNCH, Ref
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.tiles import (
     PackedTiles,
@@ -134,7 +134,9 @@ def call_tiles(
         for part in ("values", "offsets", "table", "rows", "groups")
     ]
     source = Ref(problem.source.buffer, problem.source.offset)
-    program.call(kernel, [source, *weights, *windows], [n.name for n in region.nodes])
+    program.call(
+        kernel, [source, *weights, Ref(LAUNCH), *windows], [n.name for n in region.nodes]
+    )
     program.layers.append(
         LayerDecision(
             name=node.name,

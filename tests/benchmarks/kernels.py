@@ -4,7 +4,7 @@
 
 One row a layer: positions x inputs x outputs, the median and least time, GFLOP/s on the weights
 that are not zero, and their share of the peak: independent multiply-adds on registers, measured
-before and after, since machines change their speed. Zeros are whole 4x1 tiles, at random.
+before and after, since machines change their speed. Zeros are whole tiles, at random.
 """
 
 import argparse
@@ -23,9 +23,11 @@ from tilewright.protocol import silent
 from tilewright.target import read_target
 from tilewright.targets import FOLDER
 from tilewright.targets.cpu import CpuBackend, isa_of
+from tilewright.targets.cpu_program import prepare_pool
 from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Pen, write_prim_func
 from tilewright.targets.lower.module import KERNEL_PIPELINE, register_kernel_pipeline
+from tilewright.targets.lower.window import LINE
 from tilewright.tools.console import Console
 
 CPU = read_target(FOLDER / "cpu.toml")
@@ -81,13 +83,16 @@ def layer(
     """Return the times of one layer, and the floating-point operations of its non-zeros."""
     r = np.random.default_rng(0)
     weights = r.standard_normal((inputs, outputs)).astype(np.float32)
-    for first in range(0, outputs, 4):
-        weights[r.permutation(inputs)[: round(sparsity * inputs)], first : first + 4] = 0
-    # Activations as layers before leave them: inputs over positions.
+    rows = CPU.order_for(positions).tile.outputs
+    for first in range(0, outputs, rows):
+        weights[r.permutation(inputs)[: round(sparsity * inputs)], first : first + rows] = 0
+    # Activations as layers before leave them: inputs over positions, each on a new cache line.
+    stride = -(-positions // LINE) * LINE
     model = onnx.parser.parse_model(
         f"""<ir_version: 10, opset_import: ["": 17]>
-        g (float[{inputs},{positions}] x) => (float[{positions},{outputs}] y) {{
-            t = Transpose(x)  y = MatMul(t, w)
+        g (float[{inputs},{stride}] x) => (float[{positions},{outputs}] y)
+        <int64[1] start = {{0}}, int64[1] end = {{{positions}}}, int64[1] axis = {{1}}> {{
+            s = Slice(x, start, end, axis)  t = Transpose(s)  y = MatMul(t, w)
         }}"""
     )
     model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
@@ -95,7 +100,7 @@ def layer(
     with tempfile.TemporaryDirectory() as folder:
         CpuBackend().build(graph, CPU, Path(folder), silent)
         executable = CpuBackend().load(Path(folder), threads)
-    executable({"x": r.standard_normal((inputs, positions)).astype(np.float32)})
+    executable({"x": r.standard_normal((inputs, stride)).astype(np.float32)})
     taken = sample(executable.run_parts, REPEATS, warm_up=5)
     return taken, 2.0 * positions * np.count_nonzero(weights)
 
@@ -107,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sparsity", default="0,0.6", help="shares, joined by commas")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
+    prepare_pool(given.threads)
     before = peak(given.threads)
     rows, shares = [], []
     for model in given.models.split(","):
