@@ -6,5 +6,6 @@ PASSES: dict[str, str] = {
     "fold-constants": "tilewright.passes.clean.fold_constants:FoldConstants",
     "prune-tiles": "tilewright.passes.prune.tiles:PruneTiles",
     "prune-weights": "tilewright.passes.prune.magnitude:PruneWeights",
+    "quantize": "tilewright.passes.quantize.static:Quantize",
     "remove-identities": "tilewright.passes.clean.remove_identities:RemoveIdentities",
 }

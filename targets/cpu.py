@@ -19,12 +19,13 @@ from tilewright.targets.cpu_program import (
     REST,
     WEIGHTS,
     CpuProgram,
+    cpu_flags,
 )
 from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.link import link_shared
 from tilewright.targets.lower.anchors import ANCHORS
 from tilewright.targets.lower.lowering import Lowering, NotLowered
-from tilewright.targets.lower.patterns import recognize_layer_norms
+from tilewright.targets.lower.patterns import quantize_before_views, recognize_layer_norms
 from tilewright.targets.lower.program import (
     LAUNCH,
     Call,
@@ -35,12 +36,6 @@ from tilewright.targets.lower.program import (
 )
 from tilewright.targets.lower.tiles import compressed
 from tilewright.targets.lower.window import Buffer, Window
-
-# What each instruction set needs of the CPU, as /proc/cpuinfo spells it; best first.
-INSTRUCTION_SETS = {
-    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    "avx2": {"avx2", "fma", "bmi2"},
-}
 
 
 class CpuBackend:
@@ -58,7 +53,7 @@ class CpuBackend:
         isa = isa_of(target)
         report("lowering")
         try:
-            whole = recognize_layer_norms(graph)
+            whole = quantize_before_views(recognize_layer_norms(graph))
             program = Lowering(whole, target, isa, ANCHORS).run(report)
         except NotLowered as error:
             raise CannotLower(
@@ -77,7 +72,7 @@ class CpuBackend:
             compile_library(module, isa, folder / LIBRARY, link_shared)
             stored += (folder / LIBRARY).stat().st_size
         stored += _write_islands(graph, program, folder)
-        _write_program(program, folder, names, offsets, arena_bytes, target)
+        _write_program(program, folder, names, offsets, arena_bytes, target, isa)
         return Build(
             layers=tuple(program.layers),
             islands=tuple(program.islands),
@@ -100,29 +95,28 @@ def isa_of(target: Target) -> Isa:
     tables: dict[str, dict[str, Any]] = target.settings["isas"]
     if wanted == "host":
         has = cpu_flags()
-        wanted = next((name for name, needs in INSTRUCTION_SETS.items() if needs <= has), "")
-        if not wanted:
+        runs = [name for name, table in tables.items() if has >= set(table["needs"])]
+        if not runs:
             raise UnusableInput(
                 f"Target {target.name} needs an x86-64 CPU with AVX2 and FMA; this one has "
-                f"neither set of {sorted(INSTRUCTION_SETS)}. Compile for another target."
+                f"none of {sorted(tables)}. Compile for another target."
             )
+        wanted = runs[0]
     if wanted not in tables:
         raise UnusableInput(
             f'Target {target.name} asks for isa "{wanted}"; it describes {sorted(tables)}. '
             "Add a table [isas.NAME], or take one of these."
         )
     table = tables[wanted]
-    return Isa(wanted, table["mcpu"], table["lanes_fp32"], table["registers"])
-
-
-def cpu_flags() -> set[str]:
-    """Return what this CPU can do, as /proc/cpuinfo spells it; nothing where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    lines = (line for line in text.splitlines() if line.startswith("flags"))
-    return set(next(lines, ":").split(":", 1)[1].split())
+    return Isa(
+        name=wanted,
+        mcpu=table["mcpu"],
+        lanes=table["lanes_fp32"],
+        registers=table["registers"],
+        dot=table["dot"],
+        features=tuple(table["features"]),
+        needs=tuple(table["needs"]),
+    )
 
 
 def _write_constants(
@@ -218,6 +212,7 @@ def _write_program(
     offsets: dict[Buffer, int],
     arena_bytes: int,
     target: Target,
+    isa: Isa,
 ) -> None:
     from tilewright.targets.lower.module import segments
 
@@ -244,6 +239,7 @@ def _write_program(
     content = {
         "bases": names,
         "arena_bytes": arena_bytes,
+        "needs": isa.needs,
         "threads": int(target.settings.get("threads", 0)),
         "entries": program.entries,
         "inputs": {name: shown(w) for name, w in program.inputs.items()},

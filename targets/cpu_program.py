@@ -8,6 +8,7 @@ program.json      where everything lies in memory, and what runs in which order
 island_N.onnx     what onnxruntime runs in between
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ class CpuProgram:
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         content = _read_program(folder)
+        _check_cpu(set(content["needs"]))
         wanted = threads or content["threads"] or _cores()
         prepare_pool(wanted)
         import tvm
@@ -145,6 +147,16 @@ class CpuProgram:
         return np.lib.stride_tricks.as_strided(base[window["at"] :], window["shape"], strides)
 
 
+def cpu_flags() -> set[str]:
+    """Return what this CPU can do, as /proc/cpuinfo spells it; nothing where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    lines = (line for line in text.splitlines() if line.startswith("flags"))
+    return set(next(lines, ":").split(":", 1)[1].split())
+
+
 def prepare_pool(threads: int) -> None:
     """Say how many workers TVM's pool may ever have; it reads this when it starts.
 
@@ -153,6 +165,24 @@ def prepare_pool(threads: int) -> None:
     os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, _cores())))
     # A pinned worker and the caller, which is not, end up on one core at times.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+
+def _check_cpu(needs: set[str]) -> None:
+    """Raise UnusableInput where this CPU cannot run the kernels."""
+    missing = needs - cpu_flags()
+    if not missing and "amx_tile" in needs and not _may_use_tiles():
+        missing = {"amx_tile"}
+    if missing:
+        raise UnusableInput(
+            f"The artifact was compiled for a CPU with {sorted(missing)}, which this one does "
+            "not have. Compile it here, or for an older one: `isa` in the target's .toml."
+        )
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for AMX tiles, which it saves only for processes that want them."""
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)
 
 
 def _library(path: Path) -> Any:

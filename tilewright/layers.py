@@ -13,10 +13,14 @@ import onnx_graphsurgeon as gs
 
 from tilewright.graph import Graph, constant, is_constant, static_shape
 
+LAYERS = ("Conv", "Gemm", "MatMul")
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One linear layer of a graph.
+
+    `weight` is what is stored: floats, or the integers that a DequantizeLinear makes floats of.
 
     `positions` counts the columns that the matrix is applied to in one inference, 0 while
     the shape is unknown. `groups` > 1 is a grouped or depthwise convolution, whose matrix holds
@@ -60,6 +64,11 @@ class Layer:
             return values.reshape(values.shape[0], -1)
         return values.T
 
+    @property
+    def is_quantized(self) -> bool:
+        """Its weights are integers."""
+        return self.weight is not self.node.inputs[1]
+
     def replace(self, matrix: np.ndarray) -> None:
         """Give the node the weights of a (outputs, inputs) matrix; only in an edited graph."""
         shape = self.weight.shape
@@ -80,10 +89,17 @@ def linear_layers(graph: Graph) -> Iterator[Layer]:
 
 def linear_layer(node: gs.Node) -> Layer | None:
     """Return the layer that a node is, or None."""
-    if node.op not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+    if node.op not in LAYERS or len(node.inputs) < 2:
         return None
     weight = node.inputs[1]
-    if not is_constant(weight) or is_constant(node.inputs[0]):
+    if weight.inputs and weight.inputs[0].op == "DequantizeLinear":
+        weight = weight.inputs[0].inputs[0]
+    return layer_with(node, weight) if is_constant(weight) else None
+
+
+def layer_with(node: gs.Node, weight: gs.Constant) -> Layer | None:
+    """Return the layer that a Conv, Gemm or MatMul is with these weights, or None."""
+    if is_constant(node.inputs[0]):
         return None
     if node.op == "MatMul" and len(weight.shape) != 2:
         return None

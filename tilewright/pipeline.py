@@ -84,6 +84,13 @@ class Pipeline:
         kept = [(step, written) for step, written in self._entries() if keep(step)]
         return Pipeline(tuple(step for step, _ in kept), tuple(written for _, written in kept))
 
+    def then(self, other: "Pipeline") -> "Pipeline":
+        """Return this pipeline with another one behind it."""
+        entries = [*self._entries(), *other._entries()]
+        return Pipeline(
+            tuple(step for step, _ in entries), tuple(names for _, names in entries)
+        )
+
     def replace(self, option: str, value: object) -> "Pipeline":
         """Return the pipeline with an option written into every pass that has it.
 

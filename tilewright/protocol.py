@@ -39,13 +39,15 @@ class Outcome(NamedTuple):
 class Context:
     """What a pass may look at: read-only, handed down.
 
-    A `plan` overrules a pass's own choice of how much where.
+    A `plan` overrules a pass's own choice of how much where. `precision` is the arithmetic that
+    the kernels will use, which decides what tiles they run.
     """
 
     target: Target
     calibration: Calibration | None = None
     seed: int = 0
     plan: Plan | None = None
+    precision: str = "fp32"
     report: Report = silent
 
 

@@ -4,7 +4,7 @@ The folder of the first failure, in fold-batchnorm:
 
     tilewright-repro/0001-fold-batchnorm/
       model.onnx        the graph before the pass
-      run.json          pipeline from this pass on, seed, target
+      run.json          pipeline from this pass on, seed, precision, target
       plan.json         the plan, where there was one
       calibration.npz   the calibration data, where there was some
 """
@@ -33,6 +33,7 @@ class Reproduction(NamedTuple):
     model: Path
     pipeline: str
     seed: int
+    precision: str
     target: Target
     plan: Plan | None
     arrays: Mapping[str, np.ndarray] | None
@@ -45,7 +46,12 @@ def write_reproduction(
     parent.mkdir(parents=True, exist_ok=True)
     folder = _next_folder(parent, name)
     graph.save(folder / "model.onnx")
-    run = {"pipeline": pipeline, "seed": context.seed, "target": _target_json(context.target)}
+    run = {
+        "pipeline": pipeline,
+        "seed": context.seed,
+        "precision": context.precision,
+        "target": _target_json(context.target),
+    }
     (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     if context.plan is not None:
         context.plan.write(folder / "plan.json")
@@ -61,6 +67,7 @@ def read_reproduction(folder: Path) -> Reproduction:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         target = _target(run["target"])
         pipeline, seed = str(run["pipeline"]), int(run["seed"])
+        precision = str(run["precision"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnusableInput(
             f'"{folder}" cannot be rerun: run.json is missing or damaged ({error!r}). '
@@ -75,6 +82,7 @@ def read_reproduction(folder: Path) -> Reproduction:
         folder / "model.onnx",
         pipeline,
         seed,
+        precision,
         target,
         Plan.read(plan) if plan.is_file() else None,
         arrays,
@@ -126,6 +134,7 @@ def _target_json(target: Target) -> dict[str, Any]:
             ]
             for dtype, orders in target.orders.items()
         },
+        "precisions": dict(target.precisions),
         "settings": dict(target.settings),
     }
 

@@ -28,7 +28,9 @@ class LaneOrder:
 class Target:
     """A device as the passes and the lowering see it.
 
-    `backend` names the code that builds for it. `settings` holds what only that backend reads.
+    `backend` names the code that builds for it. `precisions` lists the arithmetics that it has
+    kernels for, each with the passes that prepare a model for it. `settings` holds what only
+    the backend reads.
     """
 
     name: str
@@ -36,22 +38,23 @@ class Target:
     about: str
     default_pipeline: str
     orders: Mapping[str, tuple[LaneOrder, ...]]
+    precisions: Mapping[str, str] = field(default_factory=lambda: {"fp32": ""})
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def order_for(self, positions: int, dtype: str = "fp32") -> LaneOrder:
+    def order_for(self, positions: int, precision: str = "fp32") -> LaneOrder:
         """Return the lane order that runs a layer of so many positions fastest.
 
         Unknown positions (0) count as many.
         """
-        orders = sorted(self.orders[dtype], key=lambda o: -o.min_positions)
+        orders = sorted(self.orders[precision], key=lambda o: -o.min_positions)
         for order in orders:
             if positions == 0 or positions >= order.min_positions:
                 return order
         return orders[-1]
 
-    def tile_for(self, layer: Layer, dtype: str = "fp32") -> Tile:
+    def tile_for(self, layer: Layer, precision: str = "fp32") -> Tile:
         """Return the tile that this device runs at full speed for this layer."""
-        return self.order_for(layer.positions, dtype).tile
+        return self.order_for(layer.positions, precision).tile
 
 
 def read_target(path: Path) -> Target:
@@ -77,6 +80,7 @@ def read_target(path: Path) -> Target:
             about=table.pop("about"),
             default_pipeline=table.pop("default_pipeline"),
             orders=orders,
+            precisions=table.pop("precisions", {"fp32": ""}),
             settings=table,
         )
     except (KeyError, TypeError, ValueError) as error:

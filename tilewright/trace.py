@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.graph import Graph
-from tilewright.layers import linear_layers
+from tilewright.layers import Layer, linear_layers
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,21 @@ def survey(graph: Graph) -> Survey:
 
 def lost_weights(before: Graph, after: Graph) -> frozenset[str]:
     """Return the names of the linear layers that have fewer weights that are not zero."""
-    had = {layer.name: np.count_nonzero(layer.weight.values) for layer in linear_layers(before)}
+    had = {_identity(layer): _nonzeros(layer) for layer in linear_layers(before)}
     return frozenset(
         layer.name
         for layer in linear_layers(after)
-        if np.count_nonzero(layer.weight.values) < had.get(layer.name, 0)
+        if _nonzeros(layer) < had.get(_identity(layer), 0)
     )
+
+
+def _identity(layer: Layer) -> tuple[str, bool]:
+    # Quantized, small weights become zero; that is not pruning.
+    return layer.name, layer.is_quantized
+
+
+def _nonzeros(layer: Layer) -> int:
+    return int(np.count_nonzero(layer.weight.values))
 
 
 def changes(before: Graph, after: Graph) -> tuple[str, ...]:

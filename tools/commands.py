@@ -220,7 +220,14 @@ def run_reproduce(folder: Path, console: Console) -> None:
             if stored.arrays is None
             else Calibration.from_arrays(stored.arrays, graph.inputs)
         )
-        context = Context(stored.target, calibration, stored.seed, stored.plan, console.report)
+        context = Context(
+            stored.target,
+            calibration,
+            stored.seed,
+            stored.plan,
+            stored.precision,
+            console.report,
+        )
         pipeline = parse_pipeline(stored.pipeline)
         run = pipeline.run(graph, context, reproductions=None)
     console.table(

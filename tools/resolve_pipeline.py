@@ -15,13 +15,15 @@ def resolve_pipeline(
     text: str | None,
     sparsity: float | None,
     plan: Plan | None,
+    precision: str = "fp32",
     report: Report = silent,
 ) -> Pipeline:
     """Return the passes to run, with `sparsity` written into those that have the option.
 
     Without `text` it is the target's own pipeline, from which passes that prune are dropped
     where there is neither a sparsity above 0 nor a plan. A sparsity that `text` writes and the
-    flag overrules is reported. Raises UnusableInput where a flag would have no effect.
+    flag overrules is reported. What `precision` needs and the passes do not have comes last.
+    Raises UnusableInput where a flag would have no effect.
     """
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
         # Above 1 it is meant in percent.
@@ -31,6 +33,9 @@ def resolve_pipeline(
             f"not including, 1. Try --sparsity {meant}."
         )
     pipeline = parse_pipeline(target.default_pipeline if text is None else text)
+    present = {step.name for step in pipeline.passes}
+    wanted = parse_pipeline(target.precisions[precision])
+    pipeline = pipeline.then(wanted.only(lambda step: step.name not in present))
     if text is None and not sparsity and plan is None:
         return pipeline.only(lambda step: not _prunes(step))
     if sparsity is not None:
@@ -54,10 +59,10 @@ def resolve_pipeline(
 
 def check_precision(target: Target, precision: str) -> None:
     """Raise UnusableInput where the target has no kernels for a precision."""
-    if precision not in target.orders:
+    if precision not in target.precisions:
         raise UnusableInput(
             f'--precision {precision}: the target "{target.name}" has no kernels for it. '
-            f"It has {', '.join(target.orders)}."
+            f"It has {', '.join(target.precisions)}."
         )
 
 

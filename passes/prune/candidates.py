@@ -46,6 +46,8 @@ def candidates(
             reason = f"a {kind} convolution has few weights for what it does"
         elif layer.name in borders:
             reason = f"the {borders[layer.name]} layer of the network; ends=true prunes it too"
+        elif layer.is_quantized:
+            reason = "its weights are quantized; prune before quantizing"
         elif layer.weight.values.size < smallest:
             reason = f"{layer.weight.values.size} weights are fewer than smallest={smallest}"
         if reason:

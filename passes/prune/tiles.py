@@ -84,8 +84,9 @@ class PruneTiles:
             )
             notes += found.notes
             fixed = _parsed(self.tile) if self.tile else None
+            tile_for, precision = context.target.tile_for, context.precision
             choices = {
-                layer.name: (fixed or context.target.tile_for(layer), self.sparsity)
+                layer.name: (fixed or tile_for(layer, precision), self.sparsity)
                 for layer in found.layers
             }
         layers = [layer for layer in linear_layers(pruned) if layer.name in choices]

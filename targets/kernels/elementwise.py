@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 
+import numpy as np
 from tvm import tirx
 
 from tilewright.targets.kernels.pen import Expr, Pen
@@ -313,6 +314,27 @@ def _cast(m: Math, x: Expr) -> Expr:
     return tirx.Cast(m.typed(to), x)
 
 
+def _quantize(m: Math, x: Expr) -> Expr:
+    # The exact quotient without a division: one step of Newton on the product with 1/scale
+    # (Markstein, "Computation of elementary functions", 1990). Then the limits, which are
+    # whole, and rounding half to even.
+    scale, zero, dtype = np.float32(m.attrs["scale"]), int(m.attrs["zero"]), m.attrs["dtype"]
+    inverse = m.f(float(np.float32(1) / scale))
+    # The first limit keeps infinity from becoming NaN.
+    quotient = m.clamp(x * inverse, -1024.0, 1024.0)
+    rest = m.llvm("fma", quotient, m.f(-float(scale)), x)
+    quotient = m.llvm("fma", rest, inverse, quotient)
+    least, most = (0, 255) if dtype == "uint8" else (-128, 127)
+    limited = m.clamp(quotient, float(least - zero), float(most - zero))
+    whole = tirx.Cast(m.typed("int32"), m.llvm("roundeven", limited))
+    return tirx.Cast(m.typed(str(dtype)), whole + number(zero, "int32", m.width))
+
+
+def _dequantize(m: Math, x: Expr) -> Expr:
+    whole = tirx.Cast(m.typed("int32"), x) - number(int(m.attrs["zero"]), "int32", m.width)
+    return tirx.Cast(m.typed("float32"), whole) * m.number_of("scale", 1.0)
+
+
 def _countable(m: Math, x: Expr) -> Expr:
     # LLVM compares vectors of bool as if they were floats, and refuses; casts of them TVM does.
     if not _is_bool(x):
@@ -364,4 +386,6 @@ OPERATORS: dict[str, Callable[..., Expr]] = {
     "GreaterOrEqual": lambda m, a, b: a >= b,
     "LessOrEqual": lambda m, a, b: a <= b,
     "Cast": _cast,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
 }

@@ -29,6 +29,9 @@ class Isa:
     mcpu: str
     lanes: int  # float32 lanes of a register
     registers: int
+    dot: str = "words"  # how 8-bit integers are multiplied: see `integer.py`
+    features: tuple[str, ...] = ()  # beyond mcpu, as LLVM spells them
+    needs: tuple[str, ...] = ()  # of the CPU, as /proc/cpuinfo spells them
 
     def width_for(self, extent: int) -> int:
         """Return the widest vector, a power of two, that `extent` elements fill."""

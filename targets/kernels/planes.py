@@ -85,12 +85,14 @@ class PadKernel:
     shape: PlaneShape
     source: Strides
     target: tuple[int, int]  # strides of image and channel
+    dtype: str = "float32"
+    edge: float = 0.0
 
     name = "pad"
 
     def kinds(self) -> tuple[str, ...]:
         """Base arrays: source, target."""
-        return ("float32", "float32")
+        return (self.dtype, self.dtype)
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
@@ -101,7 +103,8 @@ class PadKernel:
             fill_plane(
                 pen,
                 self.shape,
-                0.0,
+                self.edge,
+                self.dtype,
                 lambda y, x, width: pen.load(
                     0, self.source.at(b, n, y, x), width, stride=self.source.x
                 ),
@@ -162,6 +165,7 @@ class PlaneKernel:
                 pen,
                 s,
                 edge,
+                "float32",
                 lambda y, x, width: pen.load(
                     0,
                     self.source.at(b, n // self.multiplier, y, x),
@@ -235,6 +239,7 @@ def fill_plane(
     pen: Pen,
     shape: PlaneShape,
     edge: float,
+    dtype: str,
     read: Expr,
     write: Expr,
 ) -> None:
@@ -249,7 +254,7 @@ def fill_plane(
     inside = min(shape.width, shape.reach[1] - shape.left)
     bordered = shape.elements != touched * inside
     if bordered:
-        _fill(pen, shape.elements, edge, write)
+        _fill(pen, shape.elements, edge, dtype, write)
     with pen.serial(touched) as y:
         padded = y + shape.top
         for px in range(sx):
@@ -277,9 +282,9 @@ def _strided(pen: Pen, read: Expr, y: Expr, x: Expr, width: int, step: int) -> E
     return T.Shuffle([read(y, x + i * step, 1) for i in range(width)], list(range(width)))
 
 
-def _fill(pen: Pen, elements: int, edge: float, write: Expr) -> None:
+def _fill(pen: Pen, elements: int, edge: float, dtype: str, write: Expr) -> None:
     width = pen.isa.width_for(elements)
     with pen.serial(elements // width) as v:
-        write(v * width, number(edge, "float32", width), width)
+        write(v * width, number(edge, dtype, width), width)
     if elements % width:
-        write(elements - width, number(edge, "float32", width), width)
+        write(elements - width, number(edge, dtype, width), width)

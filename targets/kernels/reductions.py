@@ -90,7 +90,7 @@ class SoftmaxKernel:
 
         (total,) = sweep.fold((0.0,), exponentials, (_add,))
         scale = sweep.pen.register(sweep.math.f(1.0) / total)
-        sweep.each(lambda x, place, width: x * sweep.spread(scale), again=True)
+        sweep.each(lambda x, place, width: [x * sweep.spread(scale)], again=True)
 
 
 @dataclass(frozen=True)
@@ -115,27 +115,29 @@ class LogSoftmaxKernel:
             (0.0,), lambda s, x: (s[0] + sweep.here.exp(x - sweep.spread(top)),), (_add,)
         )
         shift = sweep.pen.register(top + sweep.math.log(total))
-        sweep.each(lambda x, place, width: x - sweep.spread(shift))
+        sweep.each(lambda x, place, width: [x - sweep.spread(shift)])
 
 
 @dataclass(frozen=True)
 class LayerNormKernel:
-    """LayerNormalization of rows.
+    """LayerNormalization of rows, ending in a chain without operands.
 
-    Arguments: source, target, scale and, with `has_bias`, bias, which walk the reduced axes by
-    `parameters`.
+    Arguments: source, the chain's outputs, which lie alike, scale and, with `has_bias`, bias,
+    which walk the reduced axes by `parameters`.
     """
 
     rows: RowShape
     epsilon: float
     has_bias: bool
     parameters: tuple[int, ...]
+    chain: Chain
+    output_dtypes: tuple[str, ...]
 
     name = "layer_norm"
 
     def kinds(self) -> tuple[str, ...]:
         """Base arrays of the arguments."""
-        return ("float32", "float32", "weights", *("weights",) * self.has_bias)
+        return ("float32", *self.output_dtypes, "weights", *("weights",) * self.has_bias)
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
@@ -157,15 +159,23 @@ class LayerNormKernel:
         scale = sweep.pen.register(m.f(1.0) / m.llvm("sqrt", variance + m.f(self.epsilon)))
         center = sweep.pen.register(mean + shift)
 
-        def normalized(x: Expr, place: list[Expr], width: int) -> Expr:
+        first = 1 + len(self.output_dtypes)
+
+        def normalized(x: Expr, place: list[Expr], width: int) -> list[Expr]:
             walk = zip(place, self.parameters, strict=True)
             at = sum((a * s for a, s in walk if s), 0)
             step = 0 if self.rows.vertical else self.parameters[-1]
             y = (x - sweep.spread(center)) * sweep.spread(scale)
-            y = y * sweep.pen.load(2, at, width, stride=step)
-            return y + sweep.pen.load(3, at, width, stride=step) if self.has_bias else y
+            y = y * sweep.pen.load(first, at, width, stride=step)
+            if self.has_bias:
+                y = y + sweep.pen.load(first + 1, at, width, stride=step)
+            return run_chain(sweep.pen, self.chain, sweep.pen.register(y), _no_operand, width)
 
         sweep.each(normalized)
+
+
+def _no_operand(index: int) -> Expr:
+    raise AssertionError(f"operand {index} of a chain that has none")
 
 
 def _largest(sweep: Sweep) -> Expr:

@@ -105,10 +105,10 @@ class Sweep:
         width = self._place[1]
         return value if width == self.width else tirx.Broadcast(value, width)
 
-    def store_current(self, value: Expr) -> None:
-        """Write to the target at the place being read."""
+    def store_current(self, value: Expr, target: int = 1) -> None:
+        """Write to a target at the place being read; targets lie alike."""
         place, width = self._place
-        self.pen.store(1, place, value, width, stride=self._lane_step(1))
+        self.pen.store(target, place, value, width, stride=self._lane_step(1))
 
     def fold(
         self,
@@ -150,14 +150,18 @@ class Sweep:
         return tuple(totals)
 
     def each(
-        self, function: Callable[[Expr, list[Expr], int], Expr], again: bool = False
+        self, function: Callable[[Expr, list[Expr], int], list[Expr]], again: bool = False
     ) -> None:
-        """Write function(x, place, width) for every x of the source, or of the target."""
+        """Write function(x, place, width), one value a target, for every x of the source.
+
+        With `again`, for every x of the first target.
+        """
 
         def body(source: Expr, target: Expr, at: list[Expr], w: int) -> None:
             self._place = (target, w)
             loaded = self._load(1, target, w) if again else self._load(0, source, w)
-            self.store_current(function(self.pen.register(loaded), at, w))
+            for i, value in enumerate(function(self.pen.register(loaded), at, w)):
+                self.store_current(value, 1 + i)
 
         self._run(body)
 

@@ -3,6 +3,7 @@
 from tilewright.layers import linear_layer
 from tilewright.targets.lower.attention import lower_attention
 from tilewright.targets.lower.copies import lower_concat, lower_gather, lower_pad
+from tilewright.targets.lower.integer import lower_integers
 from tilewright.targets.lower.layer import lower_layer
 from tilewright.targets.lower.lowering import Lower, Lowering
 from tilewright.targets.lower.planes import lower_depthwise, lower_pool
@@ -18,26 +19,34 @@ from tilewright.targets.lower.transposed import lower_conv_transpose
 
 
 def lower_conv(lowering: Lowering, region: Region) -> None:
-    """Lower a convolution: dense ones to the tile kernel, depthwise ones plane by plane."""
+    """Lower a convolution: dense ones to a tile kernel, depthwise ones plane by plane."""
     layer = linear_layer(region.anchor)
     if layer is not None and layer.is_depthwise:
         lower_depthwise(lowering, region)
     else:
-        lower_layer(lowering, region)
+        lower_matrix(lowering, region)
 
 
 def lower_matmul(lowering: Lowering, region: Region) -> None:
-    """Lower MatMul: by a constant matrix to the tile kernel, else as a product."""
+    """Lower MatMul: by a constant matrix to a tile kernel, else as a product."""
     if linear_layer(region.anchor) is not None:
-        lower_layer(lowering, region)
+        lower_matrix(lowering, region)
     else:
         lower_product(lowering, region)
+
+
+def lower_matrix(lowering: Lowering, region: Region) -> None:
+    """Lower a layer: to integers where both sides are quantized, else to floats."""
+    if lowering.integers(region.anchor) is not None:
+        lower_integers(lowering, region)
+    else:
+        lower_layer(lowering, region)
 
 
 ANCHORS: dict[str, Lower] = {
     "Attention": lower_attention,
     "Conv": lower_conv,
-    "Gemm": lower_layer,
+    "Gemm": lower_matrix,
     "MatMul": lower_matmul,
     "ConvTranspose": lower_conv_transpose,
     "MaxPool": lower_pool,

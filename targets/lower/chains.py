@@ -9,9 +9,11 @@ import onnx_graphsurgeon as gs
 
 from tilewright.graph import is_constant, static_shape
 from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source, Step
+from tilewright.targets.lower.quantized import is_per_tensor, zero_point
 from tilewright.targets.lower.window import Window
 
-DTYPES = frozenset({"float32", "int64", "int32", "bool"})
+DTYPES = frozenset({"float32", "int64", "int32", "bool", "uint8", "int8"})
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _INTEGER_OPS = frozenset(
     {"Add", "Sub", "Mul", "Min", "Max", "Cast", "Where", "Identity"}
     | {"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Xor", "Not"}
@@ -26,8 +28,11 @@ def is_elementwise(node: gs.Node) -> bool:
     tensors = [t for t in [*node.inputs, *node.outputs] if t.name]
     if static_shape(node.outputs[0]) is None:
         return False
+    if node.op in _QUANTIZERS:
+        wide = node.inputs[0] if node.op == "QuantizeLinear" else node.outputs[0]
+        return is_per_tensor(node) and wide.dtype == np.float32
     dtypes = {np.dtype(t.dtype).name if t.dtype is not None else "?" for t in tensors}
-    if not dtypes <= DTYPES:
+    if not dtypes <= DTYPES or dtypes & {"uint8", "int8"}:
         return False
     if dtypes != {"float32"} and node.op not in _INTEGER_OPS:
         return False
@@ -42,11 +47,13 @@ def is_elementwise(node: gs.Node) -> bool:
 class ChainBuilder:
     """Collects steps over results of one logical `shape`.
 
-    `window_of` finds a tensor's window. Operands are broadcast to `shape`.
+    `window_of` finds a tensor's window; `waiting` the DequantizeLinear that has yet to compute
+    it, which then becomes a step. Operands are broadcast to `shape`.
     """
 
     shape: tuple[int, ...]
     window_of: Callable[[gs.Tensor], Window]
+    waiting: Callable[[gs.Tensor], gs.Node | None]
     steps: list[Step] = field(default_factory=list)
     operands: list[Window] = field(default_factory=list)
     _sources: dict[str, Source] = field(default_factory=dict)
@@ -62,16 +69,19 @@ class ChainBuilder:
         self.operands.append(window)
         return Source("operand", len(self.operands) - 1)
 
-    def add_bias(self, tensor: gs.Tensor, window: Window) -> None:
-        """Add a window of the chain's shape to the result, under the result's name."""
+    def apply(self, op: str, tensor: gs.Tensor, window: Window) -> None:
+        """Add or multiply a window of the chain's shape to a tensor, under the same name."""
         self._sources[tensor.name] = self._step(
-            "Add", (Source("result"), self.add_operand(window))
+            op, (self._sources[tensor.name], self.add_operand(window))
         )
 
     def add(self, node: gs.Node) -> None:
         """Append a node, or let its output stand for its input where it only reshapes."""
         if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
             self._sources[node.outputs[0].name] = self._source(node.inputs[0], node)
+            return
+        if node.op in _QUANTIZERS:
+            self._sources[node.outputs[0].name] = self._quantizer(node, node)
             return
         inputs = [t for t in node.inputs if t.name]
         sources = tuple(self._source(t, node) for t in inputs)
@@ -98,12 +108,27 @@ class ChainBuilder:
         self.steps.append(Step(op, inputs, attrs))
         return Source("step", len(self.steps) - 1)
 
+    def _quantizer(self, node: gs.Node, reader: gs.Node) -> Source:
+        """Append a QuantizeLinear or DequantizeLinear whose input is as `reader` wants it."""
+        (zero,) = zero_point(node)
+        attrs = {
+            "scale": float(node.inputs[1].values.reshape(-1)[0]),
+            "zero": int(zero),
+            "dtype": zero.dtype.name,
+        }
+        source = self._source(node.inputs[0], reader)
+        return self._step(node.op, (source,), tuple(sorted(attrs.items())))
+
     def _source(self, tensor: gs.Tensor, node: gs.Node) -> Source:
         if tensor.name in self._sources:
             return self._sources[tensor.name]
         if is_constant(tensor) and tensor.values.size == 1:
             value = tensor.values.reshape(()).item()
             return Source("number", value=value, dtype=tensor.values.dtype.name)
+        waiting = self.waiting(tensor)
+        if waiting is not None:
+            self._sources[tensor.name] = source = self._quantizer(waiting, node)
+            return source
         shape = static_shape(node.outputs[0])
         assert shape is not None, f"{node.name} has no static shape"
         window = self.window_of(tensor)

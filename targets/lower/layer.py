@@ -8,7 +8,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import static_shape
-from tilewright.layers import linear_layer
 from tilewright.protocol import LayerDecision
 from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.elementwise import Chain
@@ -17,6 +16,7 @@ from tilewright.targets.kernels.tile import PARALLEL_MACS, TileKernel
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes, plane_shape
 from tilewright.targets.lower.program import LAUNCH, Ref
+from tilewright.targets.lower.quantized import lowered_layer
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.tiles import (
     PackedTiles,
@@ -60,11 +60,13 @@ class Choice:
 def lower_layer(lowering: Lowering, region: Region) -> None:
     """Lower a layer with the elementwise nodes behind it."""
     node = region.anchor
-    layer = linear_layer(node)
+    layer = lowered_layer(node)
     if layer is None or layer.groups > 1:
         raise NotLowered(f"{node.op} without a constant matrix of its own")
-    problem = _conv(lowering, node) if node.op == "Conv" else _matmul(lowering, node)
-    run_layer(lowering, region, problem)
+    matrix = layer.matrix()
+    if node.op == "Gemm":
+        matrix = matrix * np.float32(node.attrs.get("alpha", 1.0))
+    run_layer(lowering, region, problem_of(lowering, node, node.inputs[0], matrix))
 
 
 def run_layer(lowering: Lowering, region: Region, problem: Problem) -> None:
@@ -77,9 +79,8 @@ def run_layer(lowering: Lowering, region: Region, problem: Problem) -> None:
     axes = [a for a in range(len(shape)) if a != problem.channel]
     if choice.lanes == "positions":
         # Channels next to the last position axis: (batch..., channel, positions).
-        order, run = _positions_order(node, shape, problem.channel)
-        if _last_step(problem.source) != 1:
-            problem = _repacked(lowering, node, problem)
+        order, run = positions_order(node, shape, problem.channel)
+        problem = along_positions(lowering, node, node.inputs[0], problem)
     else:
         order, run = [*axes, problem.channel], 0
     bias = bias_window(lowering, node, shape, problem.channel)
@@ -207,9 +208,7 @@ def _split_positions(matrix: np.ndarray, positions: int, packed: PackedTiles) ->
     return activations > packed.values.size and positions >= 2048
 
 
-def _positions_order(
-    node: gs.Node, shape: Sequence[int], channel: int
-) -> tuple[list[int], int]:
+def positions_order(node: gs.Node, shape: Sequence[int], channel: int) -> tuple[list[int], int]:
     """Return the axes from the slowest to the fastest, and how many positions come last.
 
     Lanes run along the last axis of positions that has more than one.
@@ -226,19 +225,29 @@ def _last_step(source: Window) -> int:
     return real[-1] if real else 1
 
 
-def _repacked(lowering: Lowering, node: gs.Node, problem: Problem) -> Problem:
+def _repacked(
+    lowering: Lowering, node: gs.Node, tensor: gs.Tensor, problem: Problem
+) -> Problem:
     """Copy activations of (positions..., inputs) to (batch..., inputs, positions).
 
     Later readers of the tensor, the residual for one, take the copy too.
     """
-    tensor = node.inputs[0]
     window = lowering.window(tensor)
     rank = len(window.shape)
     channel = 1 if node.op == "Conv" else rank - 1
-    order, run = _positions_order(node, window.shape, channel)
+    order, run = positions_order(node, window.shape, channel)
     moved = lowering.moved(window, order, tensor.name, run)
     lowering.define(tensor, moved)
     return _flat_problem(moved, channel, problem.matrix, problem.channel)
+
+
+def along_positions(
+    lowering: Lowering, node: gs.Node, tensor: gs.Tensor, problem: Problem
+) -> Problem:
+    """Return the problem with the activations' last positions next to each other."""
+    if _last_step(problem.source) == 1:
+        return problem
+    return _repacked(lowering, node, tensor, problem)
 
 
 def _flat_problem(window: Window, axis: int, matrix: np.ndarray, channel: int) -> Problem:
@@ -253,34 +262,28 @@ def _flat_problem(window: Window, axis: int, matrix: np.ndarray, channel: int) -
     return Problem(matrix, source, offsets, channel)
 
 
-def _matmul(lowering: Lowering, node: gs.Node) -> Problem:
-    layer = linear_layer(node)
-    assert layer is not None
-    window = lowering.window(node.inputs[0])
-    matrix = layer.matrix()
-    if node.op == "Gemm":
-        matrix = matrix * np.float32(node.attrs.get("alpha", 1.0))
-    if len(window.shape) < 2:
-        raise NotLowered("MatMul of a vector")
-    return _flat_problem(window, len(window.shape) - 1, matrix, len(window.shape) - 1)
-
-
-def _conv(lowering: Lowering, node: gs.Node) -> Problem:
-    layer = linear_layer(node)
-    assert layer is not None
-    window = lowering.window(node.inputs[0])
+def problem_of(
+    lowering: Lowering, node: gs.Node, tensor: gs.Tensor, matrix: np.ndarray, edge: float = 0
+) -> Problem:
+    """Return the problem of a layer that multiplies `tensor`; `edge` is what padding holds."""
+    window = lowering.window(tensor)
+    if node.op != "Conv":
+        if len(window.shape) < 2:
+            raise NotLowered("MatMul of a vector")
+        last = len(window.shape) - 1
+        return _flat_problem(window, last, matrix, last)
     shape = plane_shape(node)
     if shape is None:
-        return _flat_problem(window, 1, layer.matrix(), 1)
-    padded, offsets = pad_planes(lowering, node.name, window, shape)
+        return _flat_problem(window, 1, matrix, 1)
+    padded, offsets = pad_planes(lowering, node.name, window, shape, edge)
     out = static_shape(node.outputs[0])
-    assert out is not None
+    assert out is not None, f"{node.name} has no static shape"
     columns = shape.phase[1]
     steps = (columns, 1) if len(out) == 4 else (1,)
     source = Window(
         padded.buffer, (out[0], *out[2:]), (padded.strides[0], *steps), padded.offset
     )
-    return Problem(layer.matrix(), source, offsets, 1)
+    return Problem(matrix, source, offsets, 1)
 
 
 def bias_window(

@@ -13,6 +13,12 @@ from tilewright.targets.kernels.map import MapKernel
 from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.lower.chains import DTYPES, ChainBuilder, is_elementwise, with_bare_axes
 from tilewright.targets.lower.program import Island, Program
+from tilewright.targets.lower.quantized import (
+    IntegerLayer,
+    can_wait,
+    dequantized,
+    integer_layer,
+)
 from tilewright.targets.lower.regions import Region, find_regions, inputs_of
 from tilewright.targets.lower.views import VIEWS, view
 from tilewright.targets.lower.window import Window, collapse
@@ -37,6 +43,9 @@ class Lowering:
         self.program = Program()
         self._anchors = anchors
         self._windows: dict[str, Window] = {}
+        # Dequantized tensors that nobody has read yet: readers may do it on their way.
+        self._waiting: dict[str, gs.Node] = {}
+        self._in_floats: set[str] = set()
         self._graph_outputs = {t.name for t in graph.outputs}
         self._read_by_subgraphs = _read_by_subgraphs(graph)
 
@@ -47,7 +56,7 @@ class Lowering:
             assert shape is not None, f"input {tensor.name} has no static shape"
             window = self.program.tensor(tensor.name, shape, _stored_dtype(tensor))
             self._windows[tensor.name] = self.program.inputs[tensor.name] = window
-        regions = find_regions(self.graph, self._takes_followers, is_elementwise)
+        regions = find_regions(self.graph, self._takes_followers, _follows)
         for index, region in enumerate(regions):
             if index % 50 == 0:
                 report(f"lowering {index}/{len(regions)} regions")
@@ -58,10 +67,21 @@ class Lowering:
 
     def window(self, tensor: gs.Tensor) -> Window:
         """Return where a tensor is; constants are placed when they are first read."""
+        if tensor.name in self._waiting:
+            self._dequantize(self._waiting.pop(tensor.name))
         if tensor.name not in self._windows:
             assert is_constant(tensor), f"{tensor.name} is read before it is computed"
             self._windows[tensor.name] = self.program.constant(tensor.name, tensor.values)
         return self._windows[tensor.name]
+
+    def waiting(self, tensor: gs.Tensor) -> gs.Node | None:
+        """Return the DequantizeLinear that has yet to compute a tensor, if there is one."""
+        node = self._waiting.get(tensor.name)
+        return None if node is None or is_constant(node.inputs[0]) else node
+
+    def integers(self, node: gs.Node) -> IntegerLayer | None:
+        """Return a layer that runs on integers; None where it is none, or has failed to."""
+        return None if node.name in self._in_floats else integer_layer(node)
 
     def define(self, tensor: gs.Tensor, window: Window) -> None:
         """Note where a tensor is from now on."""
@@ -94,20 +114,23 @@ class Lowering:
         order: Sequence[int],
         run: int = 0,
         bias: Window | None = None,
+        scale: Window | None = None,
     ) -> tuple[Chain, list[Window], list[Window]]:
         """Build the chain behind a region's anchor.
 
         `result` is what the kernel computes; `order` and `run` how its outputs lie in memory,
-        as `Program.tensor` says; `bias` a window of result's shape that is added first. Returns
-        the chain, its operands and the new output windows, all in result's shape; the tensors
-        are defined.
+        as `Program.tensor` says; `scale` and `bias` windows of result's shape that it is
+        multiplied by, and that are added then. Returns the chain, its operands and the new
+        output windows, all in result's shape; the tensors are defined.
         """
         shape = static_shape(result)
         assert shape is not None, f"{result.name} has no static shape"
-        builder = ChainBuilder(shape, self.window)
+        builder = ChainBuilder(shape, self.window, self.waiting)
         builder.result_is(result)
+        if scale is not None:
+            builder.apply("Mul", result, scale)
         if bias is not None:
-            builder.add_bias(result, bias)
+            builder.apply("Add", result, bias)
         for node in region.nodes[1:]:
             builder.add(node)
         return self._finish(builder, region, shape, order, run)
@@ -120,7 +143,7 @@ class Lowering:
         computed = region.anchor.outputs[0]
         shape = static_shape(computed)
         assert shape is not None, f"{computed.name} has no static shape"
-        builder = ChainBuilder(shape, self.window)
+        builder = ChainBuilder(shape, self.window, self.waiting)
         builder.result_is(computed)
         for node in region.nodes[1:]:
             builder.add(node)
@@ -130,7 +153,7 @@ class Lowering:
         """Lower a region of elementwise nodes only."""
         shape = static_shape(region.anchor.outputs[0])
         assert shape is not None, f"{region.anchor.name} has no static shape"
-        builder = ChainBuilder(shape, self.window)
+        builder = ChainBuilder(shape, self.window, self.waiting)
         for node in region.nodes:
             builder.add(node)
         full = [w for w in builder.operands if 0 not in _real_strides(w)]
@@ -200,11 +223,20 @@ class Lowering:
 
     def _takes_followers(self, node: gs.Node) -> bool:
         if is_elementwise(node):
-            return True
+            return _follows(node)
         return node.op in FUSING and self._refusal(node) is None
 
     def _lower(self, region: Region) -> None:
+        node = region.anchor
+        if can_wait(node) and len(region.nodes) == 1:
+            self._waiting[node.outputs[0].name] = node
+            if node.outputs[0].name in self._graph_outputs | self._read_by_subgraphs:
+                self.window(node.outputs[0])
+            return
         reason = self._attempt(region)
+        if reason is not None and self.integers(node) is not None:
+            self._in_floats.add(node.name)
+            reason = self._attempt(region)
         if reason is None:
             return
         if len(region.nodes) == 1:
@@ -230,7 +262,7 @@ class Lowering:
             if reason is not None:
                 return reason
         program = self.program
-        windows = dict(self._windows)
+        windows, waiting = dict(self._windows), dict(self._waiting)
         steps, layers, constants = (
             len(part) for part in (program.steps, program.layers, program.constants)
         )
@@ -240,7 +272,7 @@ class Lowering:
             del program.steps[steps:], program.layers[layers:]
             for buffer in list(program.constants)[constants:]:
                 del program.constants[buffer]
-            self._windows = windows
+            self._windows, self._waiting = windows, waiting
             return str(error)
         return None
 
@@ -257,7 +289,7 @@ class Lowering:
         lower = self._anchors.get(node.op)
         if lower is None:
             raise NotLowered(f"{node.op} with these attributes or shapes has no kernel")
-        if node.op not in _ANY_DTYPE:
+        if node.op not in _ANY_DTYPE and self.integers(node) is None:
             source = self.window(node.inputs[0])
             if dtype_of(source.dtype) != "float32":
                 raise NotLowered(
@@ -267,6 +299,14 @@ class Lowering:
                 # Kernels take activations from the arena.
                 self.define(node.inputs[0], self.moved(source, source.order, node.name))
         lower(self, region)
+
+    def _dequantize(self, node: gs.Node) -> None:
+        """Compute what a DequantizeLinear stands for."""
+        if is_constant(node.inputs[0]):
+            window = self.program.constant(node.outputs[0].name, dequantized(node))
+            self._windows[node.outputs[0].name] = window
+        else:
+            self.map_region(Region((node,)))
 
     def _refusal(self, node: gs.Node) -> str | None:
         if node.domain not in (None, "", "ai.onnx"):
@@ -324,8 +364,13 @@ _ANY_DTYPE = frozenset({"Concat", "Gather", "Pad"})
 # Anchors whose kernels end in a chain.
 FUSING = frozenset(
     {"Conv", "Gemm", "MatMul", "MaxPool", "AveragePool", "GlobalAveragePool"}
+    | {"LayerNormalization"}
     | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"}
 )
+
+
+def _follows(node: gs.Node) -> bool:
+    return is_elementwise(node) and node.op != "DequantizeLinear"
 
 
 def _stored_dtype(tensor: gs.Tensor) -> str:

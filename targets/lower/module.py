@@ -69,9 +69,16 @@ def relax_module(program: Program, bases: Bases, isa: Isa) -> tvm.IRModule:
 def compile_library(module: tvm.IRModule, isa: Isa, path: Path, link: Link) -> None:
     """Compile a module for an instruction set and link it into `path`."""
     register_kernel_pipeline()
-    target = tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu, "opt-level": 3})
-    executable = tvm.compile(module, target=target, tir_pipeline=KERNEL_PIPELINE)
+    executable = tvm.compile(module, target=llvm_target(isa), tir_pipeline=KERNEL_PIPELINE)
     executable.export_library(str(path), fcompile=link)
+
+
+def llvm_target(isa: Isa) -> Any:
+    """Return TVM's target for an instruction set."""
+    features = [f"+{feature}" for feature in isa.features]
+    return tvm.target.Target(
+        {"kind": "llvm", "mcpu": isa.mcpu, "mattr": features, "opt-level": 3}
+    )
 
 
 KERNEL_PIPELINE = "tilewright"

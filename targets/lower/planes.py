@@ -6,17 +6,17 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import static_shape
-from tilewright.layers import linear_layer
 from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.planes import PadKernel, PlaneKernel, PlaneShape
 from tilewright.targets.lower.lowering import Lowering, NotLowered
+from tilewright.targets.lower.quantized import lowered_layer
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.window import Window
 
 
 def lower_depthwise(lowering: Lowering, region: Region) -> None:
     """Lower a depthwise convolution, plane by plane."""
-    layer = linear_layer(region.anchor)
+    layer = lowered_layer(region.anchor)
     assert layer is not None
     weight = lowering.program.constant(f"{layer.name}.taps", layer.weight.values)
     _lower_planes(lowering, region, "conv", weight, layer.weight.shape[0] // layer.groups)
@@ -35,20 +35,20 @@ def lower_pool(lowering: Lowering, region: Region) -> None:
 
 
 def pad_planes(
-    lowering: Lowering, name: str, window: Window, shape: PlaneShape
+    lowering: Lowering, name: str, window: Window, shape: PlaneShape, edge: float = 0
 ) -> tuple[Window, np.ndarray]:
-    """Copy (images, channels, rows, columns) into padded planes.
+    """Copy (images, channels, rows, columns) into planes that are padded with `edge`.
 
     Returns the planes as (images, channels, elements) and the offset of each
     (channel, row of the window, column of the window).
     """
     images, channels = window.shape[:2]
     planes = lowering.program.tensor(
-        f"{name}.padded", (images, channels, shape.elements), "float32"
+        f"{name}.padded", (images, channels, shape.elements), window.dtype
     )
     source = image_strides(window)
     target = (planes.strides[0], planes.strides[1])
-    kernel = PadKernel(images, channels, shape, source, target)
+    kernel = PadKernel(images, channels, shape, source, target, window.dtype, edge)
     lowering.program.call(kernel, [window, planes], [name])
     taps = [shape.tap(y, x) for y in range(shape.kernel[0]) for x in range(shape.kernel[1])]
     offsets = np.add.outer(np.arange(channels) * shape.elements, np.asarray(taps))

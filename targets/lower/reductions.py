@@ -83,9 +83,12 @@ def lower_layer_norm(lowering: Lowering, region: Region) -> None:
     for tensor in node.inputs[1:]:
         if tensor.name and np.broadcast_shapes(tensor.shape, rows_alike) != rows_alike:
             raise NotLowered("LayerNormalization with another scale or bias for each row")
-    target = lowering.program.tensor(
-        node.outputs[0].name, window.shape, "float32", window.order, window.run
+    chain, operands, targets = lowering.chain_of(
+        region, node.outputs[0], window.order, window.run
     )
+    target = targets[0]
+    if operands or any(t.strides != target.strides for t in targets):
+        raise NotLowered("LayerNormalization with operands behind it")
     has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
     parameters = [
         lowering.window(t).broadcast(window.shape) for t in node.inputs[1 : 2 + has_bias]
@@ -98,9 +101,11 @@ def lower_layer_norm(lowering: Lowering, region: Region) -> None:
         epsilon=float(node.attrs.get("epsilon", 1e-5)),
         has_bias=has_bias,
         parameters=walks[0],
+        chain=chain,
+        output_dtypes=tuple(t.dtype for t in targets),
     )
-    lowering.program.call(kernel, [window, target, *parameters], [node.name])
-    lowering.define(node.outputs[0], target)
+    arguments = [window, *targets, *parameters]
+    lowering.program.call(kernel, arguments, [n.name for n in region.nodes])
 
 
 def _rows(

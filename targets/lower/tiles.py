@@ -66,7 +66,7 @@ def pack_for_positions(
     column's activation lies. With `dense`, zeros are computed like any other weight.
     """
     tiles = []
-    for rows, columns in _equal_rows(matrix, rows_each, dense):
+    for rows, columns in equal_rows(matrix, rows_each, dense):
         for first in range(0, len(rows), rows_each):
             part = rows[first : first + rows_each]
             values = matrix[np.ix_(np.asarray(part), columns)].T
@@ -97,7 +97,7 @@ def pack_for_channels(
 def sparse_steps(matrix: np.ndarray, rows_each: int) -> float:
     """Estimate the cost of lanes = positions on these zeros, in multiply-adds a position."""
     cost = 0.0
-    for rows, columns in _equal_rows(matrix, rows_each, dense=False):
+    for rows, columns in equal_rows(matrix, rows_each, dense=False):
         full, rest = divmod(len(rows), rows_each)
         per_column = full * (rows_each + _STEP_ROWS) + (rest + _STEP_ROWS if rest else 0.0)
         cost += per_column * len(columns)
@@ -110,7 +110,7 @@ def dense_steps(matrix: np.ndarray, rows_each: int) -> float:
     return float(inputs * outputs * (1 + _STEP_ROWS / rows_each))
 
 
-def _equal_rows(
+def equal_rows(
     matrix: np.ndarray, rows_each: int, dense: bool
 ) -> list[tuple[list[int], np.ndarray]]:
     """Group rows by zero pattern, in order of first appearance."""

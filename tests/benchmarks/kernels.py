@@ -26,7 +26,11 @@ from tilewright.targets.cpu import CpuBackend, isa_of
 from tilewright.targets.cpu_program import prepare_pool
 from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Pen, write_prim_func
-from tilewright.targets.lower.module import KERNEL_PIPELINE, register_kernel_pipeline
+from tilewright.targets.lower.module import (
+    KERNEL_PIPELINE,
+    llvm_target,
+    register_kernel_pipeline,
+)
 from tilewright.targets.lower.window import LINE
 from tilewright.tools.console import Console
 
@@ -66,9 +70,8 @@ def peak(threads: int) -> float:
 
     register_kernel_pipeline()
     function = write_prim_func("peak", isa, ("float32", "indices"), body)
-    target = tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu, "opt-level": 3})
     built = tvm.compile(
-        tvm.IRModule({"peak": function}), target=target, tir_pipeline=KERNEL_PIPELINE
+        tvm.IRModule({"peak": function}), target=llvm_target(isa), tir_pipeline=KERNEL_PIPELINE
     )
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
     floats = tvm.runtime.tensor(np.full(lanes * (threads + 4), 0.5, np.float32))

@@ -15,7 +15,8 @@ from tilewright.graph import Graph
 from tilewright.protocol import Build, Executable, silent
 from tilewright.target import Target, read_target
 from tilewright.targets import FOLDER
-from tilewright.targets.cpu import INSTRUCTION_SETS, CpuBackend, cpu_flags, isa_of
+from tilewright.targets.cpu import CpuBackend, isa_of
+from tilewright.targets.cpu_program import cpu_flags
 from tilewright.targets.kernels.pen import Isa
 
 
@@ -33,12 +34,14 @@ CPU = read_target(FOLDER / "cpu.toml")
 
 
 def _param(name: str) -> object:
-    missing = INSTRUCTION_SETS[name] - cpu_flags()
+    missing = set(CPU.settings["isas"][name]["needs"]) - cpu_flags()
     reason = f"this CPU lacks {sorted(missing)}"
     return pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=reason))
 
 
 every_isa = pytest.mark.parametrize("isa", [_param("avx2"), _param("avx512")])
+# They differ in how they multiply 8-bit integers.
+every_dot = pytest.mark.parametrize("isa", [_param(name) for name in CPU.settings["isas"]])
 
 
 def cpu(isa: str = "host", **settings: object) -> Target:

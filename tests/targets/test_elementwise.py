@@ -169,7 +169,9 @@ def test_not_a_number_and_infinity_pass_as_in_onnxruntime(isa: str) -> None:
 
 
 def test_every_operator_is_tried_here() -> None:
-    tried = {*ANYWHERE, *MASKS, "Sqrt", "Pow", "Where"}
+    # The quantizers are in test_integers.py.
+    quantizers = {"QuantizeLinear", "DequantizeLinear"}
+    tried = {*ANYWHERE, *MASKS, *quantizers, "Sqrt", "Pow", "Where"}
     assert set(OPERATORS) <= tried
 
 

@@ -9,6 +9,7 @@ from tests.small_models import normal, small_graph
 from tests.tools.conftest import made_up_times, write_target
 from tests.tools.fake_backends import BACKENDS
 from tilewright import oracle
+from tilewright.frontends.onnx_file import read_onnx
 from tilewright.tools import compile_model
 
 TEXT = "g (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }"
@@ -41,6 +42,31 @@ def test_a_tampered_artifact_is_not_loaded(
     (tmp_path / "m.tw" / "weights.bin").write_bytes(b"")
     with pytest.raises(tilewright.TilewrightError, match=r'"weights.bin" has 0 bytes'):
         tilewright.load(tmp_path / "m.tw")
+
+
+def test_an_artifact_on_integers_has_pruned_tiles_of_its_own_and_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_model, "measure_engines", made_up_times)
+    text = """g (float[1,40,24] x) => (float[1,40,8] y) {
+        a = MatMul(x, u) r = Relu(a) b = MatMul(r, w) s = Relu(b) y = MatMul(s, v)
+    }"""
+    graph = small_graph(text, u=normal(24, 64), w=normal(64, 96), v=normal(96, 8))
+    np.savez(tmp_path / "inputs.npz", x=normal(64, 40, 24))
+    manifest = tilewright.compile(
+        graph,
+        sparsity=0.5,
+        precision="int8",
+        calibration=tmp_path / "inputs.npz",
+        output=tmp_path / "m.tw",
+    )
+    assert manifest["pipeline"].endswith(",quantize")
+    assert [layer["bits"] for layer in manifest["layers"]] == [8, 8, 8]
+    assert manifest["plan"]["levels"] == {"MatMul_2": {"sparsity": 0.5, "tile": "32x1"}}
+    feeds = {"x": normal(1, 40, 24, seed=9)}
+    found = tilewright.load(tmp_path / "m.tw")(feeds)["y"]
+    expected = oracle.run(read_onnx(tmp_path / "m.tw" / "model.onnx"), feeds)["y"]
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ def test_a_model_that_cannot_be_used_is_one_message(
         (("--sparsity", "60"), "Try --sparsity 0.60."),
         (("--sparsity", "nan"), "--sparsity nan: it is the share"),
         (("--sparsity", "much"), "--sparsity"),
-        (("--precision", "int8"), "has no kernels for it. It has fp32"),
+        (("--precision", "int3"), "has no kernels for it. It has fp32"),
         (("--pipeline", "prune-tile"), 'no pass "prune-tile". Did you mean "prune-tiles"?'),
         (("--pipeline", "prune-tiles{sparsty=0.5}"), 'Did you mean "sparsity"?'),
         (("--pipeline", "prune-tiles{"), "cannot be read"),

@@ -50,3 +50,11 @@ def test_sparse_sentences_keep_their_meaning(tmp_path: Path) -> None:
     (score,) = found["accuracy"]
     # The dense model reaches 0.67; tiles pruned by magnitude alone reach 0.09.
     assert score["value"] >= 0.61
+
+
+def test_ocr_on_integers_reads_as_well(tmp_path: Path) -> None:
+    found = compile_zoo(tmp_path, "ppocr-rec", "--precision", "int8")
+    (score,) = found["accuracy"]
+    # Three lines of 300: what a change of rounding may move.
+    assert score["value"] >= score["dense"] - 0.01
+    assert sum(layer["bits"] == 8 for layer in found["layers"]) > 40

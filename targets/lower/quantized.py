@@ -1,0 +1,120 @@
+"""Quantized tensors and layers: what QuantizeLinear and DequantizeLinear say about them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tilewright.graph import constant, is_constant
+from tilewright.layers import LAYERS, Layer, layer_with, linear_layer
+
+_SMALL = (np.dtype(np.uint8), np.dtype(np.int8))
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerLayer:
+    """A layer of 8-bit weights on 8-bit activations.
+
+    Y = scale * scales[:, None] * (matrix @ (source - zero)), in the form of `layers.py`;
+    `matrix` is int8 (outputs, inputs), `scales` float32 (outputs,).
+    """
+
+    source: gs.Tensor
+    scale: float
+    zero: int
+    matrix: np.ndarray
+    scales: np.ndarray
+
+
+def integer_layer(node: gs.Node) -> IntegerLayer | None:
+    """Return a node as a layer on integers, or None where it is none."""
+    if node.op not in LAYERS or node.attrs.get("group", 1) != 1:
+        return None
+    left, right = (_dequantizer(t) for t in node.inputs[:2])
+    if left is None or right is None or node.attrs.get("transA"):
+        return None
+    source, weight = left.inputs[0], right.inputs[0]
+    if is_constant(source) or source.dtype not in _SMALL or not is_per_tensor(left):
+        return None
+    if not is_constant(weight) or weight.dtype != np.int8 or _zeros(right).any():
+        return None
+    if node.op != "Conv" and len(weight.shape) != 2:
+        return None
+    by_rows = node.op == "Conv" or bool(node.attrs.get("transB"))
+    matrix = weight.values.reshape(weight.shape[0], -1) if by_rows else weight.values.T
+    scales = right.inputs[1].values.astype(np.float32)
+    axis = int(right.attrs.get("axis", 1)) % len(weight.shape)
+    if scales.size > 1 and (axis != (0 if by_rows else 1) or "block_size" in right.attrs):
+        return None
+    return IntegerLayer(
+        source=source,
+        scale=float(left.inputs[1].values.reshape(-1)[0]) * float(node.attrs.get("alpha", 1.0)),
+        zero=int(_zeros(left).reshape(-1)[0]),
+        matrix=matrix,
+        scales=np.broadcast_to(scales.reshape(-1), (len(matrix),)),
+    )
+
+
+def lowered_layer(node: gs.Node) -> Layer | None:
+    """Return a layer as float kernels run it: quantized weights are taken as numbers."""
+    layer = linear_layer(node)
+    if layer is None or not layer.is_quantized:
+        return layer
+    dequantizer = _dequantizer(node.inputs[1])
+    if dequantizer is None:
+        return None
+    return layer_with(node, constant(node.inputs[1].name, dequantized(dequantizer)))
+
+
+def dequantized(node: gs.Node) -> np.ndarray:
+    """Return what a DequantizeLinear of constants computes."""
+    values = node.inputs[0].values
+    axis = int(node.attrs.get("axis", 1)) % max(values.ndim, 1)
+
+    def spread(parameter: np.ndarray, dtype: type) -> np.ndarray:
+        shape = [-1 if a == axis and parameter.size > 1 else 1 for a in range(values.ndim)]
+        return parameter.astype(dtype).reshape(shape)
+
+    wide = values.astype(np.int32) - spread(_zeros(node), np.int32)
+    product: np.ndarray = wide.astype(np.float32) * spread(node.inputs[1].values, np.float32)
+    return product
+
+
+def can_wait(node: gs.Node) -> bool:
+    """Say whether a node is a DequantizeLinear that its readers can compute for themselves."""
+    if node.op != "DequantizeLinear" or "block_size" in node.attrs:
+        return False
+    if not all(is_constant(t) for t in node.inputs[1:] if t.name):
+        return False
+    return is_constant(node.inputs[0]) or is_per_tensor(node)
+
+
+def is_per_tensor(node: gs.Node) -> bool:
+    """Say whether a quantizer has one constant float32 scale and 8-bit integers."""
+    small = node.outputs[0] if node.op == "QuantizeLinear" else node.inputs[0]
+    scale, *zero = node.inputs[1:]
+    return (
+        is_constant(scale)
+        and scale.values.size == 1
+        and scale.dtype == np.float32
+        and small.dtype in _SMALL
+        and all(is_constant(t) for t in zero if t.name)
+    )
+
+
+def zero_point(node: gs.Node) -> np.ndarray:
+    """Return a per-tensor quantizer's zero point as an array of one 8-bit integer."""
+    return _zeros(node).reshape(-1)[:1]
+
+
+def _zeros(node: gs.Node) -> np.ndarray:
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        values: np.ndarray = node.inputs[2].values
+        return values
+    small = node.outputs[0] if node.op == "QuantizeLinear" else node.inputs[0]
+    return np.zeros(1, small.dtype or np.uint8)
+
+
+def _dequantizer(tensor: gs.Tensor) -> gs.Node | None:
+    producer = tensor.inputs[0] if tensor.inputs else None
+    return producer if producer is not None and can_wait(producer) else None
