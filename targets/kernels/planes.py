@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
-from tilewright.targets.kernels.blocks import Nest, Strides, cut
+from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
-from tilewright.targets.kernels.pen import Expr, Pen
-from tilewright.targets.kernels.tile import each_result
+from tilewright.targets.kernels.pen import Expr, Local, Pen, vector_starts
 
 _PARALLEL_ELEMENTS = 10_000
 _ACCUMULATORS = 8
@@ -152,7 +151,6 @@ class PlaneKernel:
         """Write the function's body."""
         s = self.shape
         count = self.images * self.channels
-        lanes = pen.isa.width_for(s.out_width)
         edge = -math.inf if self.op == "max" else 0.0
         work = count * (
             s.elements + s.out_height * s.out_width * s.kernel[0] * s.kernel[1] // 8
@@ -174,54 +172,73 @@ class PlaneKernel:
                 ),
                 scratch.store,
             )
-            for nest in cut(s.out_height, s.out_width, lanes, _ACCUMULATORS):
-                with nest.walk(pen) as (y, x):
-                    self._block(pen, scratch.load, nest, lanes, b, n, y, x)
+            for first, count, rows in bands(s, pen.isa.lanes):
+                with pen.serial(count) as band:
+                    y = pen.register(first + band * rows)
+                    self._band(pen, scratch.load, rows, b, n, y)
 
-    def _block(
-        self,
-        pen: Pen,
-        load: Expr,
-        nest: Nest,
-        lanes: int,
-        b: Expr,
-        n: Expr,
-        y: Expr,
-        x: Expr,
-    ) -> None:
+    def _band(self, pen: Pen, load: Expr, rows: int, b: Expr, n: Expr, y: Expr) -> None:
+        """Compute `rows` rows of the output from row y on.
+
+        The window moves over the scratch as if its rows were one: lanes run on over the places
+        between two rows, whose results nobody reads. Short rows fill vectors that way.
+        """
         s = self.shape
-        places = nest.places
         columns = s.phase[1]
-        base = pen.register(y * columns + x)
-        sums: list[Expr] = [None] * len(places)
+        extent = (rows - 1) * columns + s.out_width
+        lanes = pen.isa.width_for(extent)
+        starts = vector_starts(extent, lanes)
+        base = pen.register(y * columns)
+        sums: list[Expr] = [None] * len(starts)
         for ky in range(s.kernel[0]):
             for kx in range(s.kernel[1]):
                 weight = None
                 if self.op == "conv":
                     index = n * (s.kernel[0] * s.kernel[1]) + (ky * s.kernel[1] + kx)
                     weight = pen.register(pen.load(1, index, lanes, stride=0))
-                for v, (dy, dx) in enumerate(places):
-                    value = load(base + (s.tap(ky, kx) + dy * columns + dx), lanes)
+                for v, start in enumerate(starts):
+                    value = load(base + (s.tap(ky, kx) + start), lanes)
                     sums[v] = pen.register(self._join(pen, lanes, sums[v], value, weight))
-        first = self._first
-        with each_result(pen, [sums], lanes) as (_, v, result):
-            dy, dx = nest.place(v)
-            if self.counted:
-                place = (y + dy) * s.out_width + x + dx
-                result = pen.register(result * pen.load(1, place, lanes))
-            elif self.op == "average":
-                share = 1.0 / (s.kernel[0] * s.kernel[1])
-                result = pen.register(result * number(share, "float32", lanes))
+        results = pen.local(extent)
+        for start, total in zip(starts, sums, strict=True):
+            results.store(start, total, lanes)
+        width = pen.isa.width_for(s.out_width)
+        whole, rest = divmod(s.out_width, width)
+        with pen.serial(rows) as row:
+            with pen.serial(whole) as v:
+                self._store(pen, results, row, v * width, width, b, n, y)
+            if rest:
+                self._store(pen, results, row, s.out_width - width, width, b, n, y)
 
-            def operand(i: int) -> Expr:
-                strides = self.operands[i]
-                at = strides.at(b, n, y + dy, x + dx)
-                return pen.load(first + i, at, lanes, stride=strides.x)
+    def _store(
+        self,
+        pen: Pen,
+        results: Local,
+        row: Expr,
+        x: Expr,
+        width: int,
+        b: Expr,
+        n: Expr,
+        y: Expr,
+    ) -> None:
+        s, first = self.shape, self._first
+        result = pen.register(results.load(row * s.phase[1] + x, width))
+        place = y + row
+        if self.counted:
+            share = pen.load(1, place * s.out_width + x, width)
+            result = pen.register(result * share)
+        elif self.op == "average":
+            share = number(1.0 / (s.kernel[0] * s.kernel[1]), "float32", width)
+            result = pen.register(result * share)
 
-            stored = run_chain(pen, self.chain, result, operand, lanes)
-            for i, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
-                at = strides.at(b, n, y + dy, x + dx)
-                pen.store(first + len(self.operands) + i, at, out, lanes)
+        def operand(i: int) -> Expr:
+            strides = self.operands[i]
+            return pen.load(first + i, strides.at(b, n, place, x), width, stride=strides.x)
+
+        stored = run_chain(pen, self.chain, result, operand, width)
+        for i, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
+            at = strides.at(b, n, place, x)
+            pen.store(first + len(self.operands) + i, at, out, width)
 
     def _join(
         self, pen: Pen, lanes: int, total: Expr | None, value: Expr, weight: Expr | None
@@ -233,6 +250,19 @@ class PlaneKernel:
         if self.op != "max":
             return total + value
         return Math(pen, lanes, {}).extreme("maximum", total, value)
+
+
+def bands(shape: PlaneShape, lanes: int) -> list[tuple[int, int, int]]:
+    """Cut the output's rows into bands that fill the accumulators: (first row, bands, rows).
+
+    Bands are as equal as they come: 28 rows, four at most at a time, are seven times four.
+    """
+    room = lanes * _ACCUMULATORS - shape.out_width
+    most = min(shape.out_height, max(1, room // shape.phase[1] + 1))
+    count = -(-shape.out_height // most)
+    rows, larger = divmod(shape.out_height, count)
+    cuts = [(0, larger, rows + 1), (larger * (rows + 1), count - larger, rows)]
+    return [cut for cut in cuts if cut[1]]
 
 
 def fill_plane(

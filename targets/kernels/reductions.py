@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from tvm import tirx
 
-from tilewright.targets.kernels.elementwise import Chain, run_chain
-from tilewright.targets.kernels.pen import Expr, Pen
-from tilewright.targets.kernels.rows import RowShape, Sweep, each_row
+from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
+from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen
+from tilewright.targets.kernels.rows import RowShape, Sweep, each_row, pieces_of
 
 _LARGEST = math.inf
+_LEAST = -3.4028234663852886e38  # of the finite float32
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,117 @@ class SoftmaxKernel:
         (total,) = sweep.fold((0.0,), exponentials, (_add,))
         scale = sweep.pen.register(sweep.math.f(1.0) / total)
         sweep.each(lambda x, place, width: [x * sweep.spread(scale)], again=True)
+
+
+@dataclass(frozen=True)
+class SplitSoftmaxKernel:
+    """Softmax of a few long rows that lie side by side: threads share what is within the rows.
+
+    Each thread takes a part of every row: its largest value, and exponentials relative to that.
+    What the parts have in common is known when all are done; then each scales its own part.
+    Arguments: source, target, the number of threads.
+    """
+
+    rows: RowShape
+
+    name = "split_softmax"
+    _MOST_SHARES: ClassVar[int] = 64
+
+    @classmethod
+    def fits(cls, rows: RowShape, isa: Isa) -> bool:
+        """Say whether rows are too few to be shared out, and long enough to be split."""
+        few = len(rows.kept) == 1 and rows.kept[0] <= 4 * isa.lanes
+        return rows.vertical and few and len(rows.reduced) == 1 and rows.count >= 2048
+
+    def kinds(self) -> tuple[str, ...]:
+        """Base arrays of the arguments."""
+        return ("float32", "float32", "launch")
+
+    def write(self, pen: Pen) -> None:
+        """Write the function's body."""
+        (lanes,), count = self.rows.kept, self.rows.count
+        shares = pen.register(tirx.min(pen.load(2, 0), self._MOST_SHARES))
+        pieces = [
+            (first + i * width, width)
+            for first, vectors, width in pieces_of(lanes, pen.isa)
+            for i in range(vectors)
+        ]
+        tops = pen.local(self._MOST_SHARES * lanes)
+        totals = pen.local(self._MOST_SHARES * lanes)
+        with pen.parallel(shares) as share:
+            low = pen.register(share * count // shares)
+            rows = pen.register((share + 1) * count // shares - low)
+            self._exponentials(pen, pieces, low, rows, tops, totals, share * lanes)
+        with pen.parallel(shares) as share:
+            low = pen.register(share * count // shares)
+            rows = pen.register((share + 1) * count // shares - low)
+            factors = [
+                self._factor(pen, first, width, tops, totals, share, shares)
+                for first, width in pieces
+            ]
+            with pen.serial(rows) as k:
+                at = pen.register((low + k) * self.rows.target[1])
+                for (first, width), factor in zip(pieces, factors, strict=True):
+                    pen.store(1, at + first, pen.load(1, at + first, width) * factor, width)
+
+    def _exponentials(
+        self,
+        pen: Pen,
+        pieces: list[tuple[int, int]],
+        low: Expr,
+        rows: Expr,
+        tops: Local,
+        totals: Local,
+        place: Expr,
+    ) -> None:
+        """Write exponentials relative to the part's largest values; note these and the sums."""
+        source, target = self.rows.source[1], self.rows.target[1]
+        largest = [pen.local(width) for _, width in pieces]
+        sums = [pen.local(width) for _, width in pieces]
+        for (_, width), top, total in zip(pieces, largest, sums, strict=True):
+            # Finite: a part may hold nothing but minus infinity, where others do not.
+            top.store(0, number(_LEAST, "float32", width), width)
+            total.store(0, number(0.0, "float32", width), width)
+        with pen.serial(rows) as k:
+            at = pen.register((low + k) * source)
+            for (first, width), top in zip(pieces, largest, strict=True):
+                x = pen.load(0, at + first, width)
+                top.store(0, tirx.max(top.load(0, width), x), width)
+        with pen.serial(rows) as k:
+            at, to = pen.register((low + k) * source), pen.register((low + k) * target)
+            for (first, width), top, total in zip(pieces, largest, sums, strict=True):
+                x = pen.load(0, at + first, width) - top.load(0, width)
+                e = pen.register(Math(pen, width, {}).exp(pen.register(x)))
+                pen.store(1, to + first, e, width)
+                total.store(0, total.load(0, width) + e, width)
+        for (first, width), top, total in zip(pieces, largest, sums, strict=True):
+            tops.store(place + first, top.load(0, width), width)
+            totals.store(place + first, total.load(0, width), width)
+
+    def _factor(
+        self,
+        pen: Pen,
+        first: int,
+        width: int,
+        tops: Local,
+        totals: Local,
+        share: Expr,
+        shares: Expr,
+    ) -> Expr:
+        """Return what a part's exponentials are multiplied by."""
+        lanes, m = self.rows.kept[0], Math(pen, width, {})
+        top, total = pen.local(width), pen.local(width)
+        top.store(0, m.f(_LEAST), width)
+        total.store(0, m.f(0.0), width)
+        with pen.serial(shares) as s:
+            part = tops.load(s * lanes + first, width)
+            top.store(0, tirx.max(top.load(0, width), part), width)
+        with pen.serial(shares) as s:
+            part = pen.register(tops.load(s * lanes + first, width) - top.load(0, width))
+            grown = totals.load(s * lanes + first, width) * m.exp(part)
+            total.store(0, total.load(0, width) + grown, width)
+        own = pen.register(tops.load(share * lanes + first, width) - top.load(0, width))
+        return pen.register(m.exp(own) / total.load(0, width))
 
 
 @dataclass(frozen=True)

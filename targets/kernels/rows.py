@@ -48,14 +48,14 @@ def each_row(pen: Pen, rows: RowShape, body: Callable[["Sweep", list[Expr]], Non
             body(Sweep(pen, rows, at, 1), at)
         return
     *outer, lanes = kept
-    for first, vectors, width in _pieces(lanes, pen.isa):
+    for first, vectors, width in pieces_of(lanes, pen.isa):
         with pen.parallel(math.prod(outer) * vectors, parallel) as flat:
             at = indices_of(pen, flat // vectors, outer)
             at.append(pen.register(flat % vectors * width + first))
             body(Sweep(pen, rows, at, width), at)
 
 
-def _pieces(lanes: int, isa: Isa) -> Iterator[tuple[int, int, int]]:
+def pieces_of(lanes: int, isa: Isa) -> Iterator[tuple[int, int, int]]:
     """Cut rows side by side into (first, vectors, width): 20 rows are 16 and 4.
 
     No two vectors share a row: bodies read what they wrote, and another thread may have it.

@@ -29,6 +29,8 @@ TABLE_COLUMNS = 4
 
 PARALLEL_MACS = 100_000  # below, the launch of the thread pool costs more than it saves
 
+Block = Callable[[Expr, Expr, Expr, Expr], None]
+
 
 @dataclass(frozen=True)
 class TileKernel:
@@ -38,7 +40,7 @@ class TileKernel:
     they start in the tile table, is read at run time, so layers of one shape share the kernel
     whatever their zeros. There are `images` x `height` x `width` positions. `source` walks the
     activations (its `n` is unused: offsets come from the list); `operands` and `outputs` belong
-    to the chain.
+    to the chain. `together` tiles stay in a cache while all positions stream past.
     """
 
     lanes: str
@@ -54,6 +56,7 @@ class TileKernel:
     output_dtypes: tuple[str, ...]
     parallel: bool
     split_positions: bool
+    together: int
 
     @property
     def name(self) -> str:
@@ -74,49 +77,50 @@ class TileKernel:
     def _write_positions(self, pen: Pen) -> None:
         lanes = pen.isa.width_for(self.width)
         for group, rows in enumerate(self.heights):
-            for nest in cut(self.height, self.width, lanes, vectors_beside(pen.isa, rows)):
-                block = partial(self._positions_block, pen, nest, rows, lanes)
-                self._tiles(pen, group, nest, block)
+            nests = cut(self.height, self.width, lanes, vectors_beside(pen.isa, rows))
+            blocks = [partial(self._positions_block, pen, n, rows, lanes) for n in nests]
+            self._tiles(pen, group, nests, blocks)
 
     def _write_channels(self, pen: Pen) -> None:
         for group, rows in enumerate(self.heights):
             lanes = pen.isa.width_for(rows)
             vectors = -(-rows // lanes)
             most = max(1, (pen.isa.registers - 1 - vectors) // vectors)
-            for nest in cut(self.height, self.width, 1, min(most, 14)):
-                block = partial(self._channels_block, pen, nest, vectors, lanes)
-                self._tiles(pen, group, nest, block)
+            nests = cut(self.height, self.width, 1, min(most, 14))
+            blocks = [partial(self._channels_block, pen, n, vectors, lanes) for n in nests]
+            self._tiles(pen, group, nests, blocks)
 
     def _tiles(
-        self,
-        pen: Pen,
-        group: int,
-        nest: Nest,
-        block: Callable[[Expr, Expr, Expr, Expr], None],
+        self, pen: Pen, group: int, nests: Sequence[Nest], blocks: Sequence[Block]
     ) -> None:
         """Loop over images, blocks and tiles; the threads share blocks or tiles."""
         if self.split_positions:
-            shared = self.images * nest.rows * nest.columns
-            with pen.parallel(shared, self.parallel) as flat:
-                b = flat // (nest.rows * nest.columns)
-                y = nest.y0 + flat // nest.columns % nest.rows * nest.y_step
-                x = nest.x0 + flat % nest.columns * nest.x_step
-                first, count = self._group(pen, group)
-                with pen.serial(count) as tile:
-                    block(b, y, x, first + tile)
+            for nest, block in zip(nests, blocks, strict=True):
+                shared = self.images * nest.rows * nest.columns
+                with pen.parallel(shared, self.parallel) as flat:
+                    b = flat // (nest.rows * nest.columns)
+                    y = nest.y0 + flat // nest.columns % nest.rows * nest.y_step
+                    x = nest.x0 + flat % nest.columns * nest.x_step
+                    first, count = self._group(pen, group)
+                    with pen.serial(count) as tile:
+                        block(b, y, x, first + tile)
             return
         # As many shares as threads: one that took several would read the positions for each.
         shares = pen.register(pen.load(LAUNCH, 0)) if self.parallel else 1
         with pen.parallel(shares, self.parallel) as share:
             first, count = self._group(pen, group)
-            low = pen.register(share * count // shares)
-            high = pen.register((share + 1) * count // shares)
-            with (
-                pen.serial(self.images) as b,
-                nest.walk(pen) as (y, x),
-                pen.serial(high - low) as tile,
-            ):
-                block(b, y, x, first + low + tile)
+            low = pen.register(first + share * count // shares)
+            high = pen.register(first + (share + 1) * count // shares)
+            with pen.serial((high - low + self.together - 1) // self.together) as batch:
+                start = pen.register(low + batch * self.together)
+                tiles = pen.register(tirx.min(high - start, self.together))
+                for nest, block in zip(nests, blocks, strict=True):
+                    with (
+                        pen.serial(self.images) as b,
+                        nest.walk(pen) as (y, x),
+                        pen.serial(tiles) as tile,
+                    ):
+                        block(b, y, x, start + tile)
 
     def _group(self, pen: Pen, group: int) -> tuple[Expr, Expr]:
         """Return a group's first tile and its number of tiles."""

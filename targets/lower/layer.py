@@ -11,8 +11,8 @@ from tilewright.graph import static_shape
 from tilewright.protocol import LayerDecision
 from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.elementwise import Chain
-from tilewright.targets.kernels.pen import vector_starts
-from tilewright.targets.kernels.tile import PARALLEL_MACS, TileKernel
+from tilewright.targets.kernels.pen import Isa, vector_starts
+from tilewright.targets.kernels.tile import PARALLEL_MACS, TileKernel, vectors_beside
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes, plane_shape
 from tilewright.targets.lower.program import LAUNCH, Ref
@@ -28,6 +28,8 @@ from tilewright.targets.lower.tiles import (
 from tilewright.targets.lower.window import Window, collapse
 
 POSITION_ROWS = 4  # output channels of a tile where lanes are positions
+_CACHED_BYTES = 1 << 18  # of weights that stay in a second-level cache, beside activations
+_NEAR_BYTES = 1 << 14  # of activations that stay in a first-level cache, beside weights
 _DENSE_CHANNELS = 64  # and of a dense tile where lanes are channels
 
 
@@ -128,6 +130,7 @@ def call_tiles(
         output_dtypes=tuple(w.dtype for w in outputs),
         parallel=positions * packed.steps >= PARALLEL_MACS,
         split_positions=_split_positions(matrix, positions, packed),
+        together=_together(packed),
     )
     program = lowering.program
     weights = [
@@ -174,7 +177,8 @@ def choose(
             return Choice("positions", False, POSITION_ROWS, f"{POSITION_ROWS}x1", gain)
         why = f"{zeros:.0%} zeros" + (" in no common tiles" if zeros >= least else "")
         if not _wasteful(lowering, last[-1]) or matrix.shape[0] < lowering.isa.lanes:
-            return Choice("positions", True, POSITION_ROWS, f"{POSITION_ROWS}x1", why)
+            rows = _dense_rows(lowering.isa, positions, matrix.shape[1])
+            return Choice("positions", True, rows, f"{rows}x1", why)
         why += f"; {last[-1]} positions would leave lanes idle"
         return Choice("channels", True, _DENSE_CHANNELS, f"{_DENSE_CHANNELS}x1", why)
     rows = order.tile.outputs if order.lanes == "channels" else 32
@@ -187,6 +191,23 @@ def choose(
     return Choice(
         "channels", True, _DENSE_CHANNELS, f"{_DENSE_CHANNELS}x1", f"{zeros:.0%} zeros"
     )
+
+
+def _dense_rows(isa: Isa, positions: int, inputs: int) -> int:
+    """Return the height of a dense tile where lanes are positions.
+
+    Each of v vectors of activations is read once for all rows, and each row's weight once for
+    all vectors. The weights come from the first-level cache, and so do activations that fit
+    there; those that do not are three times as dear, as measured.
+    """
+
+    def reads(rows: int) -> float:
+        vectors = -(-positions // isa.lanes)
+        blocks = -(-vectors // vectors_beside(isa, rows))
+        fits = inputs * vectors / blocks * isa.lanes * 4 <= _NEAR_BYTES
+        return (0.3 if fits else 1.0) / rows + 0.3 * blocks / vectors
+
+    return min((4, 6, 8, 12), key=reads)
 
 
 def _wasteful(lowering: Lowering, extent: int) -> bool:
@@ -206,6 +227,12 @@ def _split_positions(matrix: np.ndarray, positions: int, packed: PackedTiles) ->
     """Threads share positions where there is more to read of them than of weights."""
     activations = matrix.shape[1] * positions
     return activations > packed.values.size and positions >= 2048
+
+
+def _together(packed: PackedTiles) -> int:
+    """Return how many tiles stay in a cache: a power of two, so that layers share kernels."""
+    each = max(1, packed.values.nbytes // max(1, len(packed.table)))
+    return 1 << (_CACHED_BYTES // each).bit_length()
 
 
 def positions_order(node: gs.Node, shape: Sequence[int], channel: int) -> tuple[list[int], int]:

@@ -203,6 +203,20 @@ def test_a_spelled_out_layer_normalization_is_one_kernel_unless_its_parts_are_re
         assert made.details["calls"] == calls
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("beside", [16, 40, 61])
+def test_threads_split_a_few_long_rows_of_a_softmax(beside: int, threads: int) -> None:
+    graph = graph_of(
+        f"g (float[1,2500,{beside}] x) => (float[1,2500,{beside}] y)"
+        " { y = Softmax <axis = 1> (x) }"
+    )
+    x = 30 * normal(1, 2500, beside)
+    x[0, :1300, 3] = -np.inf
+    executable, _ = built(graph, threads=threads)
+    expected = oracle.run(graph, {"x": x})["y"]
+    np.testing.assert_allclose(executable({"x": x})["y"], expected, rtol=1e-4, atol=1e-30)
+
+
 # Two threads race for what they share; 20 rows beside each other are one vector and a rest.
 @pytest.mark.parametrize("beside", [9, 12, 20])
 def test_threads_share_no_row_of_a_softmax(beside: int) -> None:
