@@ -68,6 +68,12 @@ class Pen:
         at = self._args[arg] + index
         T.buffer_store(buffer, value, [at if width == 1 else tirx.Ramp(at, stride, width)])
 
+    def prefetch(self, arg: int, index: Expr) -> None:
+        """Ask for the cache line of an element, which may lie behind the array's end."""
+        address = tirx.address_of(self._bases[arg][self._args[arg] + index])
+        to_read, near, data = (tirx.const(n, "int32") for n in (0, 3, 1))
+        T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, to_read, near, data))
+
     def local(self, elements: int, dtype: str = "float32") -> "Local":
         """Return scratch memory of this thread: registers, where all indices are constant.
 

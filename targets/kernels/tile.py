@@ -27,6 +27,8 @@ ARGUMENTS = ("float32", "weights", "indices", "indices", "indices", "indices", "
 # A row of the tile table: where its values, offsets and rows start, and its steps.
 TABLE_COLUMNS = 4
 
+_LINE = 16  # float32 elements of a cache line
+_AHEAD = 512  # elements that weights are fetched ahead: longer than memory takes to answer
 PARALLEL_MACS = 100_000  # below, the launch of the thread pool costs more than it saves
 
 Block = Callable[[Expr, Expr, Expr, Expr], None]
@@ -150,7 +152,15 @@ class TileKernel:
             at = values + p * height
             return [pen.load(VALUES, at + r, lanes, stride=0) for r in range(height)]
 
-        sums = outer_product(pen, steps, scalars, vectors, height, len(places), lanes)
+        def ahead(p: Expr, count: int) -> None:
+            for line in range(0, count * height, _LINE):
+                pen.prefetch(VALUES, values + p * height + (_AHEAD + line))
+            pen.prefetch(OFFSETS, offsets + p + _AHEAD // height)
+
+        together = max(1, _LINE // height)
+        sums = outer_product(
+            pen, steps, scalars, vectors, height, len(places), lanes, ahead, together
+        )
         with each_result(pen, sums, lanes) as (r, v, value):
             n = pen.register(pen.load(ROWS, rows + r))
             dy, dx = nest.place(v)
@@ -179,7 +189,13 @@ class TileKernel:
             at = pen.register(base + pen.load(OFFSETS, offsets + p))
             return [pen.load(SOURCE, at + place, lanes, stride=0) for place in places]
 
-        sums = outer_product(pen, steps, activations, weights, len(places), vectors, lanes)
+        def ahead(p: Expr, count: int) -> None:
+            for line in range(0, count * vectors * lanes, _LINE):
+                pen.prefetch(VALUES, values + p * (vectors * lanes) + (_AHEAD + line))
+
+        sums = outer_product(
+            pen, steps, activations, weights, len(places), vectors, lanes, ahead
+        )
         with each_result(pen, sums, lanes) as (m, v, value):
             n = pen.register(pen.load(ROWS, rows + v))
             dy, dx = nest.place(m)
@@ -216,13 +232,17 @@ def outer_product(
     rows: int,
     columns: int,
     lanes: int,
+    ahead: Callable[[Expr, int], None] | None = None,
+    together: int = 1,
 ) -> list[list[Expr]]:
     """Sum over p < steps of scalars(p)[r] * vectors(p)[v], held in registers.
 
     With few accumulators, several steps run at a time into sums of their own: a chain of
-    dependent multiply-adds would otherwise wait four cycles for each.
+    dependent multiply-adds would otherwise wait four cycles for each. Before every `together`
+    steps or more, `ahead` may fetch what later ones read: it gets p and how many steps follow.
     """
     ways = max(1, min(4, 8 // (rows * columns)))
+    unrolled = max(ways, together)
     cells = [
         [[pen.local(lanes) for _ in range(columns)] for _ in range(rows)] for _ in range(ways)
     ]
@@ -238,15 +258,15 @@ def outer_product(
                 cell = way[r][v]
                 cell.store(0, cell.load(0, lanes) + left[r] * right[v], lanes)
 
-    if ways > 1:
-        with pen.serial(steps // ways) as p:
-            for w in range(ways):
-                step(p * ways + w, cells[w])
-        with pen.serial(steps % ways) as p:
-            step(steps // ways * ways + p, cells[0])
-    else:
-        with pen.serial(steps) as p:
-            step(p, cells[0])
+    with pen.serial(steps // unrolled) as turn:
+        first = pen.register(turn * unrolled)
+        if ahead is not None:
+            ahead(first, unrolled)
+        for w in range(unrolled):
+            step(first + w, cells[w % ways])
+    if unrolled > 1:
+        with pen.serial(steps % unrolled) as rest:
+            step(steps // unrolled * unrolled + rest, cells[0])
     return [
         [
             sum((way[r][v].load(0, lanes) for way in cells[1:]), cells[0][r][v].load(0, lanes))
