@@ -16,7 +16,7 @@ from tilewright.targets.kernels.blocks import Nest, cut
 from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
 from tilewright.targets.kernels.map import indices_of
 from tilewright.targets.kernels.pen import Expr, Local, Pen
-from tilewright.targets.kernels.tile import each_result, outer_product
+from tilewright.targets.kernels.tile import each_row, outer_product
 
 _PARALLEL_MACS = 100_000
 # Vectors of queries in a block.
@@ -95,10 +95,11 @@ class AttentionKernel:
 
         keys = block.scalars(KEYS, self.key, row, height)
         sums = outer_product(pen, self.depth, keys, queries, height, block.vectors, lanes)
-        with each_result(pen, sums, lanes) as (r, v, value):
-            operand = block.operands(VALUES + 1, self.scores, row + r, v)
-            (score,) = run_chain(pen, self.score_chain, value, operand, lanes)
-            scores.store(((row + r) * block.vectors + v) * lanes, score, lanes)
+        with each_row(pen, sums, lanes) as (r, found):
+            for v, value in enumerate(found):
+                operand = block.operands(VALUES + 1, self.scores, row + r, v)
+                (score,) = run_chain(pen, self.score_chain, value, operand, lanes)
+                scores.store(((row + r) * block.vectors + v) * lanes, score, lanes)
 
     def _exponentials(self, block: "_Block", scores: Local) -> Local:
         """Replace scores by e^(score - largest); return 1 / (their sum), for each lane."""
@@ -135,14 +136,18 @@ class AttentionKernel:
         values = block.scalars(VALUES, self.value, row, height)
         sums = outer_product(pen, self.keys, values, powers, height, vectors, lanes)
         behind = VALUES + 1 + len(self.scores.dtypes)
-        with each_result(pen, sums, lanes) as (r, v, raw):
-            result = pen.register(raw * shares.load(v * lanes, lanes))
-            operand = block.operands(behind, self.operands, row + r, v)
-            stored = run_chain(pen, self.chain, result, operand, lanes)
-            place = block.place(row + r, v)
-            for k, (out, strides) in enumerate(zip(stored, self.outputs.strides, strict=True)):
-                target = behind + len(self.operands.dtypes) + k
-                pen.store(target, _place(place, strides), out, lanes, stride=strides[-1])
+        with each_row(pen, sums, lanes) as (r, found):
+            for v, raw in enumerate(found):
+                result = pen.register(raw * shares.load(v * lanes, lanes))
+                operand = block.operands(behind, self.operands, row + r, v)
+                stored = run_chain(pen, self.chain, result, operand, lanes)
+                place = block.place(row + r, v)
+                target = behind + len(self.operands.dtypes)
+                for k, (out, strides) in enumerate(
+                    zip(stored, self.outputs.strides, strict=True)
+                ):
+                    at = _place(place, strides)
+                    pen.store(target + k, at, out, lanes, stride=strides[-1])
 
 
 @dataclass(frozen=True)
@@ -171,9 +176,9 @@ class _Block:
                 with self.pen.serial(blocks) as index:
                     yield height, self.pen.register(index * height + start)
 
-    def place(self, row: Expr, v: Expr) -> list[Expr]:
+    def place(self, row: Expr, v: int) -> list[Expr]:
         """Return the indices of a row's vector v: (batch axes..., row, query)."""
-        return [*self.at, row, self.first + self.nest.place(v)[1]]
+        return [*self.at, row, self.first + self.nest.places[v][1]]
 
     def scalars(
         self, arg: int, strides: tuple[int, ...], row: Expr, height: int
@@ -190,7 +195,7 @@ class _Block:
 
         return load
 
-    def operands(self, arg: int, walk: Walk, row: Expr, v: Expr) -> Callable[[int], Expr]:
+    def operands(self, arg: int, walk: Walk, row: Expr, v: int) -> Callable[[int], Expr]:
         """Return what loads a chain's memory operand for a row's vector v."""
         place = self.place(row, v)
 

@@ -131,9 +131,13 @@ class _Block:
         with pen.serial(blocks) as block:
             at = pen.register(values + block * (words * each))
             self.multiply.block(at, words, len(places))
-            with pen.serial(each) as r, pen.serial(len(places)) as v:
+            with pen.serial(each) as r:
                 row = pen.register(rows + block * each + r)
-                self._store(nest, b, y, x, row, v, r)
+                n = pen.register(pen.load(ROWS, row))
+                start = pen.register(pen.load(STARTS, row, pen.isa.lanes, stride=0))
+                for v, (dy, dx) in enumerate(nest.places):
+                    total = self.sums.load((v * each + r) * pen.isa.lanes, pen.isa.lanes)
+                    self._store(b, n, y + dy, x + dx, total + start)
 
     def _pack(self, base: Expr, places: list[Expr], offsets: Expr, words: Expr) -> None:
         """Put `depth` inputs of a position next to each other, for all positions."""
@@ -174,26 +178,18 @@ class _Block:
             )
         )
 
-    def _store(
-        self, nest: Nest, b: Expr, y: Expr, x: Expr, row: Expr, v: Expr, r: Expr
-    ) -> None:
+    def _store(self, b: Expr, n: Expr, y: Expr, x: Expr, total: Expr) -> None:
         pen, kernel, lanes = self.pen, self.kernel, self.pen.isa.lanes
-        total = self.sums.load((v * self.dot.rows + r) * lanes, lanes)
-        start = pen.load(STARTS, row, lanes, stride=0)
-        value = pen.register(tirx.Cast(f"float32x{lanes}", total + start))
-        n = pen.register(pen.load(ROWS, row))
-        dy, dx = nest.place(v)
+        value = pen.register(tirx.Cast(f"float32x{lanes}", total))
         first = LAUNCH + 1
 
         def operand(i: int) -> Expr:
             strides = kernel.operands[i]
-            return pen.load(
-                first + i, strides.at(b, n, y + dy, x + dx), lanes, stride=strides.x
-            )
+            return pen.load(first + i, strides.at(b, n, y, x), lanes, stride=strides.x)
 
         stored = run_chain(pen, kernel.chain, value, operand, lanes)
         for i, (out, strides) in enumerate(zip(stored, kernel.outputs, strict=True)):
-            at = strides.at(b, n, y + dy, x + dx)
+            at = strides.at(b, n, y, x)
             pen.store(first + len(kernel.operands) + i, at, out, lanes)
 
 

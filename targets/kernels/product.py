@@ -9,7 +9,7 @@ from tilewright.targets.kernels.blocks import Nest, cut
 from tilewright.targets.kernels.elementwise import Chain, run_chain
 from tilewright.targets.kernels.map import indices_of
 from tilewright.targets.kernels.pen import Expr, Pen
-from tilewright.targets.kernels.tile import each_result, outer_product, vectors_beside
+from tilewright.targets.kernels.tile import each_row, outer_product, vectors_beside
 
 _PARALLEL_MACS = 100_000
 _ROWS = 4
@@ -78,16 +78,18 @@ class ProductKernel:
             ]
 
         sums = outer_product(pen, self.depth, scalars, vectors, height, len(nest.places), lanes)
-        with each_result(pen, sums, lanes) as (i, j, value):
-            place = [*at, r + i, v + nest.place(j)[1]]
+        with each_row(pen, sums, lanes) as (i, found):
+            for (_, dx), value in zip(nest.places, found, strict=True):
+                self._store(pen, [*at, r + i, v + dx], value, lanes)
 
-            def operand(k: int) -> Expr:
-                strides = self.operands[k]
-                return pen.load(2 + k, _place(place, strides), lanes, stride=strides[-1])
+    def _store(self, pen: Pen, place: list[Expr], value: Expr, lanes: int) -> None:
+        def operand(k: int) -> Expr:
+            strides = self.operands[k]
+            return pen.load(2 + k, _place(place, strides), lanes, stride=strides[-1])
 
-            stored = run_chain(pen, self.chain, value, operand, lanes)
-            for k, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
-                pen.store(2 + len(self.operands) + k, _place(place, strides), out, lanes)
+        stored = run_chain(pen, self.chain, value, operand, lanes)
+        for k, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
+            pen.store(2 + len(self.operands) + k, _place(place, strides), out, lanes)
 
 
 def _place(at: list[Expr], strides: tuple[int, ...]) -> Expr:

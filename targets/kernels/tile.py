@@ -161,10 +161,10 @@ class TileKernel:
         sums = outer_product(
             pen, steps, scalars, vectors, height, len(places), lanes, ahead, together
         )
-        with each_result(pen, sums, lanes) as (r, v, value):
+        with each_row(pen, sums, lanes) as (r, values_of_row):
             n = pen.register(pen.load(ROWS, rows + r))
-            dy, dx = nest.place(v)
-            self._store(pen, value, lanes, b, n, y + dy, x + dx, along="x")
+            for (dy, dx), value in zip(nest.places, values_of_row, strict=True):
+                self._store(pen, value, lanes, b, n, y + dy, x + dx, along="x")
 
     def _channels_block(
         self,
@@ -196,10 +196,11 @@ class TileKernel:
         sums = outer_product(
             pen, steps, activations, weights, len(places), vectors, lanes, ahead
         )
-        with each_result(pen, sums, lanes) as (m, v, value):
-            n = pen.register(pen.load(ROWS, rows + v))
+        with each_row(pen, sums, lanes) as (m, values_of_place):
             dy, dx = nest.place(m)
-            self._store(pen, value, lanes, b, n, y + dy, x + dx, along="n")
+            for v, value in enumerate(values_of_place):
+                n = pen.register(pen.load(ROWS, rows + v))
+                self._store(pen, value, lanes, b, n, y + dy, x + dx, along="n")
 
     def _store(
         self,
@@ -277,25 +278,29 @@ def outer_product(
 
 
 @contextmanager
-def each_result(
-    pen: Pen, sums: list[list[Expr]], lanes: int
-) -> Iterator[tuple[Expr, Expr, Expr]]:
-    """Loop over the vectors of an outer product: what follows is written once, not for each.
+def each_row(pen: Pen, sums: list[list[Expr]], lanes: int) -> Iterator[tuple[Expr, list[Expr]]]:
+    """Loop over the rows of an outer product: what follows is written once a column.
 
-    Unrolled chains would make code that takes the compiler seconds a kernel and leaves the
-    instruction cache; passing the sums through the first-level cache costs next to nothing.
+    With the rows unrolled too, chains would make code that takes the compiler seconds a kernel
+    and leaves the instruction cache; passing the sums through the first-level cache costs next
+    to nothing. With columns in the loop, finding their places would take longer than storing.
     """
     rows, columns = len(sums), len(sums[0])
-    if rows * columns == 1:
-        zero = tirx.const(0, "int32")
-        yield zero, zero, pen.register(sums[0][0])
+    if rows == 1:
+        yield tirx.const(0, "int32"), [pen.register(value) for value in sums[0]]
         return
     spill = pen.local(rows * columns * lanes)
     for r, row in enumerate(sums):
         for v, value in enumerate(row):
             spill.store((r * columns + v) * lanes, value, lanes)
-    with pen.serial(rows) as r, pen.serial(columns) as v:
-        yield r, v, pen.register(spill.load((r * columns + v) * lanes, lanes))
+    with pen.serial(rows) as r:
+        yield (
+            r,
+            [
+                pen.register(spill.load((r * columns + v) * lanes, lanes))
+                for v in range(columns)
+            ],
+        )
 
 
 def vectors_beside(isa: Isa, rows: int) -> int:

@@ -29,7 +29,7 @@ from tilewright.targets.lower.window import Window, collapse
 
 POSITION_ROWS = 4  # output channels of a tile where lanes are positions
 _CACHED_BYTES = 1 << 18  # of weights that stay in a second-level cache, beside activations
-_NEAR_BYTES = 1 << 14  # of activations that stay in a first-level cache, beside weights
+_NEAR_BYTES = 1 << 15  # of activations that stay in a first-level cache, beside weights
 _DENSE_CHANNELS = 64  # and of a dense tile where lanes are channels
 
 
@@ -177,7 +177,7 @@ def choose(
             return Choice("positions", False, POSITION_ROWS, f"{POSITION_ROWS}x1", gain)
         why = f"{zeros:.0%} zeros" + (" in no common tiles" if zeros >= least else "")
         if not _wasteful(lowering, last[-1]) or matrix.shape[0] < lowering.isa.lanes:
-            rows = _dense_rows(lowering.isa, positions, matrix.shape[1])
+            rows = _dense_rows(lowering.isa, positions, matrix)
             return Choice("positions", True, rows, f"{rows}x1", why)
         why += f"; {last[-1]} positions would leave lanes idle"
         return Choice("channels", True, _DENSE_CHANNELS, f"{_DENSE_CHANNELS}x1", why)
@@ -193,13 +193,15 @@ def choose(
     )
 
 
-def _dense_rows(isa: Isa, positions: int, inputs: int) -> int:
+def _dense_rows(isa: Isa, positions: int, matrix: np.ndarray) -> int:
     """Return the height of a dense tile where lanes are positions.
 
     Each of v vectors of activations is read once for all rows, and each row's weight once for
     all vectors. The weights come from the first-level cache, and so do activations that fit
-    there; those that do not are three times as dear, as measured.
+    there; those that do not are three times as dear, as measured. There are eight tiles at
+    least, so that threads can share them evenly.
     """
+    outputs, inputs = matrix.shape
 
     def reads(rows: int) -> float:
         vectors = -(-positions // isa.lanes)
@@ -207,7 +209,8 @@ def _dense_rows(isa: Isa, positions: int, inputs: int) -> int:
         fits = inputs * vectors / blocks * isa.lanes * 4 <= _NEAR_BYTES
         return (0.3 if fits else 1.0) / rows + 0.3 * blocks / vectors
 
-    return min((4, 6, 8, 12), key=reads)
+    heights = [rows for rows in (4, 6, 8, 12) if rows == 4 or outputs >= 8 * rows]
+    return min(heights, key=reads)
 
 
 def _wasteful(lowering: Lowering, extent: int) -> bool:
