@@ -1,6 +1,7 @@
 """Compile models of the zoo in fresh processes, and print what each took and what it brought.
 
     python tests/benchmarks/zoo.py --models ppocr-rec,minilm --sparsity 0,0.6 --threads 2
+    python tests/benchmarks/zoo.py --models minilm --precision int8 --eval
 
 One row a compile. Seconds and peak memory are of the whole program, with its timing processes;
 the limit is three times the dense weights and 1.5 GB. Latencies are ours and onnxruntime's on
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ MB = 1e6
 COLUMNS = (
     "model",
     "sparsity",
+    "precision",
     "seconds",
     "peak MB",
     "limit MB",
@@ -49,10 +52,19 @@ class Ended(NamedTuple):
     peak_bytes: int
 
 
-def compile_aside(model: str, sparsity: str, threads: int, evaluate: bool) -> Ended:
+class Asked(NamedTuple):
+    """What one compile is asked for."""
+
+    model: str
+    sparsity: str
+    precision: str
+
+
+def compile_aside(asked: Asked, threads: int, evaluate: bool) -> Ended:
     """Compile in a process of its own, into a folder that is removed afterwards."""
-    command = [sys.executable, "-c", COMPILE, f"zoo:{model}", "--target", "cpu", "--json"]
-    command += ["--sparsity", sparsity, "--threads", str(threads)]
+    command = [sys.executable, "-c", COMPILE, f"zoo:{asked.model}", "--target", "cpu"]
+    command += ["--sparsity", asked.sparsity, "--precision", asked.precision]
+    command += ["--threads", str(threads), "--json"]
     command += ["--eval" if evaluate else "--no-eval"]
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as printed:
         start = time.perf_counter()
@@ -70,9 +82,9 @@ def compile_aside(model: str, sparsity: str, threads: int, evaluate: bool) -> En
     return Ended(code, manifest, seconds, usage.ru_maxrss * 1024)
 
 
-def figures(model: str, sparsity: str, ended: Ended) -> dict[str, Any]:
+def figures(asked: Asked, ended: Ended) -> dict[str, Any]:
     """Return what one compile took and brought; sizes in bytes, times in ms and seconds."""
-    found: dict[str, Any] = {"model": model, "sparsity": float(sparsity)}
+    found: dict[str, Any] = {**asked._asdict(), "sparsity": float(asked.sparsity)}
     found |= {"seconds": round(ended.seconds, 1), "peak_bytes": ended.peak_bytes}
     if ended.code != 0:
         return {**found, "exit_code": ended.code}
@@ -91,8 +103,8 @@ def figures(model: str, sparsity: str, ended: Ended) -> dict[str, Any]:
 
 def row(found: Mapping[str, Any]) -> list[str]:
     """Return the table's row for the figures of one compile."""
-    begin = [found["model"], f"{found['sparsity']:g}", f"{found['seconds']:.0f}"]
-    begin.append(f"{found['peak_bytes'] / MB:,.0f}")
+    begin = [found["model"], f"{found['sparsity']:g}", found["precision"]]
+    begin += [f"{found['seconds']:.0f}", f"{found['peak_bytes'] / MB:,.0f}"]
     if "exit_code" in found:
         rest = [f"failed: exit code {found['exit_code']}"]
         return [*begin, *rest, *[""] * (len(COLUMNS) - len(begin) - 1)]
@@ -128,18 +140,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", default=",".join(MODELS), help="names, joined by commas")
     parser.add_argument("--sparsity", default="0,0.6", help="shares, joined by commas")
+    parser.add_argument("--precision", default="fp32", help="arithmetics, joined by commas")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eval", action="store_true", help="score models on their tasks too")
     parser.add_argument("--output", type=Path, help="write all figures to this .json file")
     given = parser.parse_args(arguments)
     results: list[dict[str, Any]] = []
-    for model in given.models.split(","):
-        for sparsity in given.sparsity.split(","):
-            ended = compile_aside(model, sparsity, given.threads, given.eval)
-            results.append(figures(model, sparsity, ended))
-            print("  ".join(row(results[-1])), file=sys.stderr, flush=True)
-            if given.output:
-                given.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    lists = (given.models, given.sparsity, given.precision)
+    for asked in starmap(Asked, product(*(text.split(",") for text in lists))):
+        ended = compile_aside(asked, given.threads, given.eval)
+        results.append(figures(asked, ended))
+        print("  ".join(row(results[-1])), file=sys.stderr, flush=True)
+        if given.output:
+            given.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     Console(as_json=False).table(COLUMNS, [row(found) for found in results])
     bad = [r for r in results if r["peak_bytes"] > r.get("limit_bytes", 0)]
     return min(len(bad), 1)
