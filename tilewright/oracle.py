@@ -45,6 +45,8 @@ def session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # As the standard says: else it may round activations to multiply them by small weights.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         if isinstance(model, Path):
             return_freed_memory()

@@ -30,10 +30,13 @@ class Quantize:
     Activations become uint8 with one scale and zero point a tensor, which siblings share. Their
     range holds all calibration values (`range` "minmax"), or the share `percentile` of them
     without the largest on either side ("percentile"). Zero is always in the range, so that
-    padding is exact. Biases and everything else stay float32. Grouped convolutions and layers
-    named in `skip` are left alone, as are those whose weights other nodes read.
+    padding is exact. With `activations` false only the weights are quantized: what memory holds
+    is smaller, the arithmetic stays in floats, and no calibration is needed. Biases and
+    everything else stay float32. Grouped convolutions and layers named in `skip` are left
+    alone, as are those whose weights other nodes read.
     """
 
+    activations: bool = True
     range: str = "minmax"
     percentile: float = 99.99
     skip: tuple[str, ...] = ()
@@ -61,7 +64,7 @@ class Quantize:
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Quantize every layer. Raises UnusableInput without calibration data."""
-        if context.calibration is None:
+        if self.activations and context.calibration is None:
             raise UnusableInput(
                 "quantize needs example inputs to measure the ranges of activations on. Give "
                 "--calibration an .npz file with an array for each input."
@@ -69,13 +72,17 @@ class Quantize:
         edited = with_opset(graph.edit().sorted(), _PER_CHANNEL_OPSET)
         notes: list[Note] = []
         layers = [layer for layer in linear_layers(edited) if self._takes(edited, layer, notes)]
-        ranges = self._ranges(edited, layers, context.calibration)
+        ranges: dict[str, tuple[float, float]] = {}
+        if context.calibration is not None and self.activations:
+            ranges = self._ranges(edited, layers, context.calibration)
         quantized: dict[str, gs.Variable] = {}
         for layer in layers:
             source = layer.source
-            if source.name not in quantized:
-                quantized[source.name] = _through_uint8(edited, source, *ranges[source.name])
-            layer.node.inputs[0] = quantized[source.name]
+            if source.name in ranges:
+                if source.name not in quantized:
+                    ends = ranges[source.name]
+                    quantized[source.name] = _through_uint8(edited, source, *ends)
+                layer.node.inputs[0] = quantized[source.name]
             layer.node.inputs[1] = _int8_weights(edited, layer)
         return Outcome(edited.sorted(), tuple(notes))
 

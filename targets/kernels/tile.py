@@ -42,7 +42,9 @@ class TileKernel:
     they start in the tile table, is read at run time, so layers of one shape share the kernel
     whatever their zeros. There are `images` x `height` x `width` positions. `source` walks the
     activations (its `n` is unused: offsets come from the list); `operands` and `outputs` belong
-    to the chain. `together` tiles stay in a cache while all positions stream past.
+    to the chain. `weights` may be "int8" where lanes are channels: words of four, which become
+    floats in registers; their scales belong to the chain. `together` tiles stay in a cache
+    while all positions stream past.
     """
 
     lanes: str
@@ -59,6 +61,7 @@ class TileKernel:
     parallel: bool
     split_positions: bool
     together: int
+    weights: str = "float32"
 
     @property
     def name(self) -> str:
@@ -181,17 +184,23 @@ class TileKernel:
         base = pen.register(tirx.const(0, "int32") + self.source.at(b, 0, y, x))
         places = [self.source.at(0, 0, dy, dx) for dy, dx in nest.places]
 
+        words = lanes // 4 if self.weights == "int8" else lanes
+
         def weights(p: Expr) -> list[Expr]:
-            at = values + p * (vectors * lanes)
-            return [pen.load(VALUES, at + v * lanes, lanes) for v in range(vectors)]
+            at = values + p * (vectors * words)
+            loaded = [pen.load(VALUES, at + v * words, words) for v in range(vectors)]
+            if words == lanes:
+                return loaded
+            small = (tirx.reinterpret(f"int8x{lanes}", word) for word in loaded)
+            return [pen.register(tirx.Cast(f"float32x{lanes}", value)) for value in small]
 
         def activations(p: Expr) -> list[Expr]:
             at = pen.register(base + pen.load(OFFSETS, offsets + p))
             return [pen.load(SOURCE, at + place, lanes, stride=0) for place in places]
 
         def ahead(p: Expr, count: int) -> None:
-            for line in range(0, count * vectors * lanes, _LINE):
-                pen.prefetch(VALUES, values + p * (vectors * lanes) + (_AHEAD + line))
+            for line in range(0, count * vectors * words, _LINE):
+                pen.prefetch(VALUES, values + p * (vectors * words) + (_AHEAD + line))
 
         sums = outer_product(
             pen, steps, activations, weights, len(places), vectors, lanes, ahead

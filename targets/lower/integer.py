@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from tilewright.graph import static_shape
 from tilewright.protocol import LayerDecision
@@ -15,6 +14,7 @@ from tilewright.targets.lower.layer import (
     bias_window,
     positions_order,
     problem_of,
+    scale_window,
 )
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.program import LAUNCH, Ref
@@ -45,7 +45,9 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
         order,
         run,
         bias=bias_window(lowering, node, shape, channel),
-        scale=_scale_window(lowering, node, layer, shape, channel),
+        scale=scale_window(
+            lowering, node, layer.scales * np.float32(layer.scale), shape, channel
+        ),
     )
     axes = [a for a in range(len(shape)) if a != channel]
     windows = [*operands, *outputs]
@@ -117,12 +119,3 @@ def _pack(
     dense = bool(zeros < least) or sparse_steps(matrix, _ROWS) >= dense_steps(matrix, _ROWS)
     zero = layer.zero + (_SHIFT if layer.source.dtype == np.int8 else 0)
     return pack_integers(matrix, offsets, lowering.isa.dot, _ROWS, dense, zero), dense
-
-
-def _scale_window(
-    lowering: Lowering, node: gs.Node, layer: IntegerLayer, shape: tuple[int, ...], channel: int
-) -> Window:
-    scales = (layer.scales * np.float32(layer.scale)).astype(np.float32)
-    window = lowering.program.constant(f"{node.name}.scales", scales)
-    strides = tuple(window.strides[0] if a == channel else 0 for a in range(len(shape)))
-    return Window(window.buffer, shape, strides, window.offset)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -16,7 +16,7 @@ from tilewright.targets.kernels.tile import PARALLEL_MACS, TileKernel, vectors_b
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes, plane_shape
 from tilewright.targets.lower.program import LAUNCH, Ref
-from tilewright.targets.lower.quantized import lowered_layer
+from tilewright.targets.lower.quantized import lowered_layer, small_weights
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.tiles import (
     PackedTiles,
@@ -27,6 +27,7 @@ from tilewright.targets.lower.tiles import (
 )
 from tilewright.targets.lower.window import Window, collapse
 
+_WORD = 4  # int8 weights
 POSITION_ROWS = 4  # output channels of a tile where lanes are positions
 _CACHED_BYTES = 1 << 18  # of weights that stay in a second-level cache, beside activations
 _NEAR_BYTES = 1 << 15  # of activations that stay in a first-level cache, beside weights
@@ -39,13 +40,22 @@ class Problem:
 
     `source` shows the activations with axes (positions...), at the place of input 0;
     `offsets` (inputs,) leads from there to each column's activation. `channel` is the axis of
-    the outputs in the result's shape, the other axes are its positions.
+    the outputs in the result's shape, the other axes are its positions. Where the matrix is
+    int8, results are to be multiplied by `scales` (outputs,).
     """
 
     matrix: np.ndarray
     source: Window
     offsets: np.ndarray
     channel: int
+    scales: np.ndarray | None = None
+
+    def in_floats(self) -> "Problem":
+        """Return the problem with its scales in its weights."""
+        if self.scales is None:
+            return self
+        matrix = self.matrix.astype(np.float32) * self.scales[:, None]
+        return replace(self, matrix=matrix, scales=None)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,11 @@ class Choice:
 def lower_layer(lowering: Lowering, region: Region) -> None:
     """Lower a layer with the elementwise nodes behind it."""
     node = region.anchor
+    small = small_weights(node)
+    if small is not None:
+        problem = problem_of(lowering, node, node.inputs[0], small.matrix)
+        run_layer(lowering, region, replace(problem, scales=small.scales))
+        return
     layer = lowered_layer(node)
     if layer is None or layer.groups > 1:
         raise NotLowered(f"{node.op} without a constant matrix of its own")
@@ -82,11 +97,21 @@ def run_layer(lowering: Lowering, region: Region, problem: Problem) -> None:
     if choice.lanes == "positions":
         # Channels next to the last position axis: (batch..., channel, positions).
         order, run = positions_order(node, shape, problem.channel)
+        problem = problem.in_floats()
         problem = along_positions(lowering, node, node.inputs[0], problem)
     else:
         order, run = [*axes, problem.channel], 0
-    bias = bias_window(lowering, node, shape, problem.channel)
-    chain, operands, outputs = lowering.chain_of(region, result, order, run, bias)
+        if problem.matrix.shape[0] % _WORD:
+            # A tile of such a height has vectors of less than a word of int8.
+            problem = problem.in_floats()
+    chain, operands, outputs = lowering.chain_of(
+        region,
+        result,
+        order,
+        run,
+        bias=bias_window(lowering, node, shape, problem.channel),
+        scale=scale_window(lowering, node, problem.scales, shape, problem.channel),
+    )
     call_tiles(lowering, region, problem, choice, chain, operands, outputs)
 
 
@@ -131,6 +156,7 @@ def call_tiles(
         parallel=positions * packed.steps >= PARALLEL_MACS,
         split_positions=_split_positions(matrix, positions, packed),
         together=_together(packed),
+        weights=matrix.dtype.name,
     )
     program = lowering.program
     weights = [
@@ -148,7 +174,7 @@ def call_tiles(
             shape=(matrix.shape[0], matrix.shape[1], positions),
             tile=choice.tile,
             density=float(np.count_nonzero(matrix) / matrix.size),
-            bits=32,
+            bits=8 * matrix.itemsize,
             stored_bytes=packed.stored_bytes(),
             kernel=f"{'dense' if choice.dense else 'sparse'}, lanes = {choice.lanes}",
             reason=choice.reason,
@@ -314,6 +340,21 @@ def problem_of(
         padded.buffer, (out[0], *out[2:]), (padded.strides[0], *steps), padded.offset
     )
     return Problem(matrix, source, offsets, 1)
+
+
+def scale_window(
+    lowering: Lowering,
+    node: gs.Node,
+    scales: np.ndarray | None,
+    shape: tuple[int, ...],
+    channel: int,
+) -> Window | None:
+    """Return what results are multiplied by, in the result's shape, or None."""
+    if scales is None:
+        return None
+    window = lowering.program.constant(f"{node.name}.scales", scales.astype(np.float32))
+    strides = tuple(window.strides[0] if a == channel else 0 for a in range(len(shape)))
+    return Window(window.buffer, shape, strides, window.offset)
 
 
 def bias_window(

@@ -28,31 +28,47 @@ class IntegerLayer:
 
 def integer_layer(node: gs.Node) -> IntegerLayer | None:
     """Return a node as a layer on integers, or None where it is none."""
-    if node.op not in LAYERS or node.attrs.get("group", 1) != 1:
+    left = _dequantizer(node.inputs[0]) if node.op in LAYERS else None
+    if left is None:
         return None
-    left, right = (_dequantizer(t) for t in node.inputs[:2])
-    if left is None or right is None or node.attrs.get("transA"):
-        return None
-    source, weight = left.inputs[0], right.inputs[0]
+    source = left.inputs[0]
     if is_constant(source) or source.dtype not in _SMALL or not is_per_tensor(left):
         return None
-    if not is_constant(weight) or weight.dtype != np.int8 or _zeros(right).any():
-        return None
-    if node.op != "Conv" and len(weight.shape) != 2:
-        return None
-    by_rows = node.op == "Conv" or bool(node.attrs.get("transB"))
-    matrix = weight.values.reshape(weight.shape[0], -1) if by_rows else weight.values.T
-    scales = right.inputs[1].values.astype(np.float32)
-    axis = int(right.attrs.get("axis", 1)) % len(weight.shape)
-    if scales.size > 1 and (axis != (0 if by_rows else 1) or "block_size" in right.attrs):
+    weights = small_weights(node)
+    if weights is None:
         return None
     return IntegerLayer(
         source=source,
-        scale=float(left.inputs[1].values.reshape(-1)[0]) * float(node.attrs.get("alpha", 1.0)),
+        scale=float(left.inputs[1].values.reshape(-1)[0]),
         zero=int(_zeros(left).reshape(-1)[0]),
-        matrix=matrix,
-        scales=np.broadcast_to(scales.reshape(-1), (len(matrix),)),
+        matrix=weights.matrix,
+        scales=weights.scales,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class SmallWeights:
+    """A layer's weights as int8 `matrix` (outputs, inputs) times `scales` (outputs,)."""
+
+    matrix: np.ndarray
+    scales: np.ndarray
+
+
+def small_weights(node: gs.Node) -> SmallWeights | None:
+    """Return a layer's weights where they are int8 with a scale a row, or None."""
+    layer = linear_layer(node)
+    if layer is None or layer.groups > 1 or layer.weight.dtype != np.int8:
+        return None
+    right = _dequantizer(node.inputs[1])
+    if right is None or _zeros(right).any():
+        return None
+    by_rows = node.op == "Conv" or bool(node.attrs.get("transB"))
+    scales = right.inputs[1].values.astype(np.float32)
+    axis = int(right.attrs.get("axis", 1)) % len(layer.weight.shape)
+    if scales.size > 1 and axis != (0 if by_rows else 1):
+        return None
+    scales = scales.reshape(-1) * np.float32(node.attrs.get("alpha", 1.0))
+    return SmallWeights(layer.matrix(), np.broadcast_to(scales, (layer.outputs,)))
 
 
 def lowered_layer(node: gs.Node) -> Layer | None:

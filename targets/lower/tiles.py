@@ -12,6 +12,7 @@ import numpy as np
 
 from tilewright.targets.kernels.pen import Isa, vector_starts
 
+_WORD = 4  # bytes
 # What a step costs beside its multiply-adds, in rows: loading activations and their offset.
 _STEP_ROWS = 1.2
 # Rows whose patterns united grow by no more than this share belong together.
@@ -22,9 +23,10 @@ _STRAY = 1.05
 class PackedTiles:
     """Arrays for the tile kernel, and the heights of tiles it loops over.
 
-    `values` float32; `offsets`, `table` (tiles, 4), `rows` and `groups` int32; `groups` has the
-    first tile and the number of tiles of each height. `steps` counts the columns of all tiles
-    that are kept, times their rows: the multiply-adds of one position.
+    `values` float32, or int8 in words that are shown as float32; `offsets`, `table` (tiles, 4),
+    `rows` and `groups` int32; `groups` has the first tile and the number of tiles of each
+    height. `steps` counts the columns of all tiles that are kept, times their rows: the
+    multiply-adds of one position.
     """
 
     values: np.ndarray
@@ -69,7 +71,7 @@ def pack_for_positions(
     for rows, columns in equal_rows(matrix, rows_each, dense):
         for first in range(0, len(rows), rows_each):
             part = rows[first : first + rows_each]
-            values = matrix[np.ix_(np.asarray(part), columns)].T
+            values = matrix[np.ix_(np.asarray(part), columns)].T.astype(np.float32)
             tiles.append(_Tile(tuple(part), columns, values, len(part)))
     return _assemble(tiles, offsets)
 
@@ -79,7 +81,8 @@ def pack_for_channels(
 ) -> PackedTiles:
     """Pack a (outputs, inputs) matrix for lanes = channels.
 
-    A tile is `rows_each` neighbouring rows, and keeps the columns that any of them needs.
+    A tile is `rows_each` neighbouring rows, and keeps the columns that any of them needs. The
+    matrix is float32, or int8: then four weights make a word.
     """
     tiles = []
     for first in range(0, matrix.shape[0], rows_each):
@@ -156,13 +159,13 @@ def _assemble(tiles: list[_Tile], offsets: np.ndarray) -> PackedTiles:
             all_offsets.append(offsets[tile.columns])
             offsets_at += tile.columns.size
         table.append((values_at, lists[key], rows_at, tile.columns.size))
-        values_at += tile.values.size
+        values_at += tile.values.nbytes // _WORD
         rows_at += len(tile.starts)
     heights = [tile.height for tile in tiles]
     present = sorted(set(heights), reverse=True)
     groups = [(heights.index(height), heights.count(height)) for height in present]
     return PackedTiles(
-        values=_joined([t.values.astype(np.float32).ravel() for t in tiles], np.float32),
+        values=_joined([_words(t.values) for t in tiles], np.float32),
         offsets=_joined(all_offsets, np.int32),
         table=np.asarray(table, np.int32).reshape(-1, 4),
         rows=np.asarray([s for t in tiles for s in t.starts], np.int32),
@@ -172,6 +175,12 @@ def _assemble(tiles: list[_Tile], offsets: np.ndarray) -> PackedTiles:
     )
 
 
+def _words(values: np.ndarray) -> np.ndarray:
+    """Show float32 weights, or four int8 ones a word, as they lie among the weights."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.float32)
+
+
 def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
-    # One element at least: an empty array has no address to give to a kernel.
-    return np.concatenate([*arrays, np.zeros(1)]).astype(dtype)
+    # One element at least: an empty array has no address to give to a kernel. All are of one
+    # dtype here: a conversion would change words that happen to spell a signalling NaN.
+    return np.concatenate([*(np.asarray(a, dtype) for a in arrays), np.zeros(1, dtype)])

@@ -19,6 +19,7 @@ from tests.targets.builds import (
     every_dot,
     graph_of,
     islands,
+    normal_feeds,
 )
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
@@ -215,12 +216,26 @@ def test_a_normalization_stores_its_answer_for_those_who_want_integers_too() -> 
     agree(graph, {"x": normal(40, 24)}, within=Within(rtol=1e-5, atol=1e-5))
 
 
-def test_few_positions_run_on_floats() -> None:
+def test_few_positions_run_on_floats_with_small_weights() -> None:
     weights = whole(24, 40)
     executable, made = built(matmul(3, weights))
     x = whole(3, 24, kind="uint8", seed=1)
     np.testing.assert_allclose(executable({"x": x})["y"], product(x, 0, weights), *ROUNDED)
-    assert [layer.bits for layer in made.layers] == [32]
+    assert [(layer.bits, layer.kernel[:5]) for layer in made.layers] == [(8, "dense")]
+
+
+def test_words_of_weights_that_spell_a_signalling_nan_keep_their_bits() -> None:
+    weights = whole(8, 64)
+    weights[:, 2::4], weights[:, 3::4] = -127, 127
+    graph = graph_of(
+        """g (float[1,8] x) => (float[1,64] y) {
+            b = DequantizeLinear <axis = 1> (w, v)  y = MatMul(x, b)
+        }""",
+        w=weights,
+        v=np.full(64, WEIGHT_SCALE, np.float32),
+    )
+    made = agree(graph, {"x": np.arange(8, dtype=np.float32)[None]}, within=EXACT)
+    assert [layer.bits for layer in made.layers] == [8]
 
 
 def test_an_artifact_for_another_cpu_is_refused_before_it_crashes(tmp_path: Path) -> None:
@@ -230,3 +245,33 @@ def test_an_artifact_for_another_cpu_is_refused_before_it_crashes(tmp_path: Path
     (tmp_path / PROGRAM).write_text(json.dumps(content))
     with pytest.raises(UnusableInput, match=r"avx1024.*Compile it here"):
         CpuBackend().load(tmp_path)
+
+
+@pytest.mark.parametrize("isa", ["avx2", "host"])
+@settings(max_examples=6, deadline=None)
+@given(
+    positions=st.integers(1, 40),
+    inputs=st.integers(1, 90),
+    outputs=st.integers(1, 70),
+    zeros=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_small_weights_become_floats_in_registers(
+    isa: str, positions: int, inputs: int, outputs: int, zeros: float
+) -> None:
+    weights = whole(inputs, outputs)
+    r = np.random.default_rng(inputs)
+    for first in range(0, outputs, 32):
+        weights[r.random(inputs) < zeros, first : first + 32] = 0
+    graph = graph_of(
+        f"""g (float[{positions},{inputs}] x) => (float[{positions},{outputs}] y) {{
+            b = DequantizeLinear <axis = 1> (w, v)  y = MatMul(x, b)
+        }}""",
+        w=weights,
+        v=np.linspace(0.01, 0.02, outputs, dtype=np.float32),
+    )
+    # Sums of up to 90 products of some hundreds.
+    made = agree(graph, normal_feeds(graph), isa, within=Within(rtol=1e-4, atol=1e-4))
+    (layer,) = made.layers
+    kept_small = positions < 24 and outputs % 4 == 0
+    assert layer.bits == (8 if kept_small else 32)
+    assert islands(made) == []
