@@ -148,13 +148,17 @@ class CpuProgram:
 
 
 def cpu_flags() -> set[str]:
-    """Return what this CPU can do, as /proc/cpuinfo spells it; nothing where there is none."""
+    """Return what this process may use of the CPU, as /proc/cpuinfo spells it.
+
+    Nothing where there is no such file; AMX tiles only where the system grants them.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return set()
     lines = (line for line in text.splitlines() if line.startswith("flags"))
-    return set(next(lines, ":").split(":", 1)[1].split())
+    flags = set(next(lines, ":").split(":", 1)[1].split())
+    return flags if "amx_tile" in flags and _may_use_tiles() else flags - {"amx_tile"}
 
 
 def prepare_pool(threads: int) -> None:
@@ -170,8 +174,6 @@ def prepare_pool(threads: int) -> None:
 def _check_cpu(needs: set[str]) -> None:
     """Raise UnusableInput where this CPU cannot run the kernels."""
     missing = needs - cpu_flags()
-    if not missing and "amx_tile" in needs and not _may_use_tiles():
-        missing = {"amx_tile"}
     if missing:
         raise UnusableInput(
             f"The artifact was compiled for a CPU with {sorted(missing)}, which this one does "
@@ -220,7 +222,9 @@ def _base_arrays(folder: Path, content: dict[str, Any], threads: int) -> dict[st
         arena[start : start + len(rest)] = np.frombuffer(rest, np.uint8)
     arrays: dict[str, np.ndarray] = {}
     for name in content["bases"]:
-        if name == "weights":
+        if name == "weights" and not (folder / WEIGHTS).stat().st_size:
+            arrays[name] = _aligned(ALIGNMENT).view(np.float32)
+        elif name == "weights":
             # Copy-on-write: DLPack wants a writable array, the file must not change.
             arrays[name] = np.memmap(folder / WEIGHTS, np.float32, mode="c")
         elif name == "indices":

@@ -23,10 +23,9 @@ KEPT_OUTPUTS = 1e-4
 # Values compared at a time, in float64: logits of a language model fill 50 MB an inference.
 _COMPARED = 1 << 20
 
-Outputs = Mapping[str, np.ndarray]
-
-
 _SHAKE = 1e-6  # some units in the last place of a float32
+
+Outputs = Mapping[str, np.ndarray]
 
 
 class Agreement(NamedTuple):

@@ -222,11 +222,11 @@ def run_reproduce(folder: Path, console: Console) -> None:
         )
         context = Context(
             stored.target,
-            calibration,
-            stored.seed,
-            stored.plan,
-            stored.precision,
-            console.report,
+            calibration=calibration,
+            seed=stored.seed,
+            plan=stored.plan,
+            precision=stored.precision,
+            report=console.report,
         )
         pipeline = parse_pipeline(stored.pipeline)
         run = pipeline.run(graph, context, reproductions=None)

@@ -41,7 +41,7 @@ AGREES = 1e-3
 # Where a model rounds to integers, a sum that falls on the other side of a half moves a value
 # by a whole step, and later layers may make much of it. What a shaken copy of the model differs
 # by says how much; of chance, a few times that.
-_TIMES_SHAKEN = 3.0
+_TIMES_SHAKEN, _MOST_SHAKEN = 3.0, 0.5
 _VERIFIED_SAMPLES = 4
 
 
@@ -240,7 +240,7 @@ def _allowed(saved: Path, built: _Built) -> float:
         compare(oracle.outputs_of(steady, f), oracle.outputs_of(moved, f)).max_rel_error
         for f in built.feeds
     )
-    return max(AGREES, _TIMES_SHAKEN * away)
+    return max(AGREES, min(_TIMES_SHAKEN * away, _MOST_SHAKEN))
 
 
 def _worst_agreement(

@@ -38,7 +38,7 @@ def candidates(
     found = Candidates([], [*transposed(graph), *inner(graph)])
     borders = {names[0]: "first", names[-1]: "last"} if layers and not ends else {}
     for layer in layers:
-        reason = shared(graph, layer)
+        reason = cannot_change(graph, layer)
         if layer.name in skip:
             reason = "named by skip"
         elif layer.groups > 1 and not grouped:
@@ -46,8 +46,6 @@ def candidates(
             reason = f"a {kind} convolution has few weights for what it does"
         elif layer.name in borders:
             reason = f"the {borders[layer.name]} layer of the network; ends=true prunes it too"
-        elif layer.is_quantized:
-            reason = "its weights are quantized; prune before quantizing"
         elif layer.weight.values.size < smallest:
             reason = f"{layer.weight.values.size} weights are fewer than smallest={smallest}"
         if reason:
@@ -57,8 +55,10 @@ def candidates(
     return found
 
 
-def shared(graph: Graph, layer: Layer) -> str | None:
-    """Say which other nodes read the layer's weights, or None."""
+def cannot_change(graph: Graph, layer: Layer) -> str | None:
+    """Say why a layer's weights must stay as they are, or None."""
+    if layer.is_quantized:
+        return "its weights are quantized; prune before quantizing"
     others = readers(graph, layer.weight.name)
     others.remove(layer.name)
     names = ", ".join(dict.fromkeys(others))

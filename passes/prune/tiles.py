@@ -14,7 +14,7 @@ from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
 from tilewright.passes.prune import obs
 from tilewright.passes.prune.bias import bias_of, shift, use_counts
-from tilewright.passes.prune.candidates import candidates, shared
+from tilewright.passes.prune.candidates import candidates, cannot_change
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
@@ -177,7 +177,7 @@ def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:
         sparsity, tile = level["sparsity"], str(level.get("tile", "1x1"))
         if item not in layers:
             wrong.append(f'"{item}" is not a linear layer of this model')
-        elif reason := shared(graph, layers[item]):
+        elif reason := cannot_change(graph, layers[item]):
             wrong.append(f'"{item}" cannot be pruned: {reason}')
         elif isinstance(sparsity, str) or not 0 <= sparsity < 1:
             wrong.append(

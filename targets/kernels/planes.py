@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
-from tilewright.targets.kernels.blocks import Strides
+from tilewright.targets.kernels.blocks import Strides, cut
 from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
-from tilewright.targets.kernels.pen import Expr, Local, Pen, vector_starts
+from tilewright.targets.kernels.pen import Expr, Local, Pen
 
 _PARALLEL_ELEMENTS = 10_000
 _ACCUMULATORS = 8
@@ -187,21 +187,24 @@ class PlaneKernel:
         columns = s.phase[1]
         extent = (rows - 1) * columns + s.out_width
         lanes = pen.isa.width_for(extent)
-        starts = vector_starts(extent, lanes)
         base = pen.register(y * columns)
-        sums: list[Expr] = [None] * len(starts)
-        for ky in range(s.kernel[0]):
-            for kx in range(s.kernel[1]):
-                weight = None
-                if self.op == "conv":
-                    index = n * (s.kernel[0] * s.kernel[1]) + (ky * s.kernel[1] + kx)
-                    weight = pen.register(pen.load(1, index, lanes, stride=0))
-                for v, start in enumerate(starts):
-                    value = load(base + (s.tap(ky, kx) + start), lanes)
-                    sums[v] = pen.register(self._join(pen, lanes, sums[v], value, weight))
         results = pen.local(extent)
-        for start, total in zip(starts, sums, strict=True):
-            results.store(start, total, lanes)
+        for nest in cut(1, extent, lanes, _ACCUMULATORS):
+            with nest.walk(pen) as (_, x):
+                sums: list[Expr] = [None] * len(nest.places)
+                for ky in range(s.kernel[0]):
+                    for kx in range(s.kernel[1]):
+                        weight = None
+                        if self.op == "conv":
+                            index = n * (s.kernel[0] * s.kernel[1]) + (ky * s.kernel[1] + kx)
+                            weight = pen.register(pen.load(1, index, lanes, stride=0))
+                        for v, (_, dx) in enumerate(nest.places):
+                            value = load(base + x + (s.tap(ky, kx) + dx), lanes)
+                            sums[v] = pen.register(
+                                self._join(pen, lanes, sums[v], value, weight)
+                            )
+                for (_, dx), total in zip(nest.places, sums, strict=True):
+                    results.store(x + dx, total, lanes)
         width = pen.isa.width_for(s.out_width)
         whole, rest = divmod(s.out_width, width)
         with pen.serial(rows) as row:

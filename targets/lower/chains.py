@@ -127,8 +127,8 @@ class ChainBuilder:
             return Source("number", value=value, dtype=tensor.values.dtype.name)
         waiting = self.waiting(tensor)
         if waiting is not None:
-            self._sources[tensor.name] = source = self._quantizer(waiting, node)
-            return source
+            # Not kept under its name: the next reader may want it in another shape.
+            return self._quantizer(waiting, node)
         shape = static_shape(node.outputs[0])
         assert shape is not None, f"{node.name} has no static shape"
         window = self.window_of(tensor)

@@ -32,6 +32,8 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
     node = region.anchor
     layer = lowering.integers(node)
     assert layer is not None, f"{node.name} is not quantized"
+    if 2 * 255 * np.abs(layer.matrix.astype(np.int64)).sum(axis=1).max(initial=0) >= 1 << 31:
+        raise NotLowered(f"{node.op} whose sums may not fit 32 bits")
     result = node.outputs[0]
     shape = static_shape(result)
     assert shape is not None, f"{result.name} has no static shape"

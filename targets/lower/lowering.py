@@ -228,7 +228,7 @@ class Lowering:
 
     def _lower(self, region: Region) -> None:
         node = region.anchor
-        if can_wait(node) and len(region.nodes) == 1:
+        if self._may_wait(region):
             self._waiting[node.outputs[0].name] = node
             if node.outputs[0].name in self._graph_outputs | self._read_by_subgraphs:
                 self.window(node.outputs[0])
@@ -254,6 +254,13 @@ class Lowering:
             rest = rest[1:]
         if rest:
             self._lower(Region(rest))
+
+    def _may_wait(self, region: Region) -> bool:
+        """Say whether a region is a DequantizeLinear that is best left to its readers."""
+        node = region.anchor
+        if len(region.nodes) > 1 or not can_wait(node):
+            return False
+        return is_constant(node.inputs[0]) or self._refusal(node) is None
 
     def _attempt(self, region: Region) -> str | None:
         """Lower a region, or leave everything as it was and say why not."""

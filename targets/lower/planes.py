@@ -17,7 +17,8 @@ from tilewright.targets.lower.window import Window
 def lower_depthwise(lowering: Lowering, region: Region) -> None:
     """Lower a depthwise convolution, plane by plane."""
     layer = lowered_layer(region.anchor)
-    assert layer is not None
+    if layer is None:
+        raise NotLowered("Conv whose weights are known only at run time")
     weight = lowering.program.constant(f"{layer.name}.taps", layer.weight.values)
     _lower_planes(lowering, region, "conv", weight, layer.weight.shape[0] // layer.groups)
 

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from tilewright.graph import constant, is_constant
 from tilewright.layers import LAYERS, Layer, layer_with, linear_layer
 
+_LEAST_SCALE = float(np.finfo(np.float32).tiny)  # the least whose reciprocal is a float32
 _SMALL = (np.dtype(np.uint8), np.dtype(np.int8))
 
 
@@ -113,6 +114,7 @@ def is_per_tensor(node: gs.Node) -> bool:
         is_constant(scale)
         and scale.values.size == 1
         and scale.dtype == np.float32
+        and scale.values.item() >= _LEAST_SCALE
         and small.dtype in _SMALL
         and all(is_constant(t) for t in zero if t.name)
     )

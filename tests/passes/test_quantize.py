@@ -1,6 +1,7 @@
 """The quantize pass: what it writes around layers, on which ranges, what it leaves alone."""
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
@@ -11,7 +12,9 @@ from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
+from tilewright.passes.prune.tiles import PruneTiles
 from tilewright.passes.quantize.static import Quantize
+from tilewright.plan import Plan
 from tilewright.protocol import Context, Outcome
 
 SIBLINGS = """g (float[1,6] x) => (float[1,4] y, float[1,3] z) {
@@ -106,6 +109,32 @@ def test_layers_stay_known_as_layers_and_are_not_quantized_twice() -> None:
     ]
     again = quantized(graph, normal(5, 6))
     assert [note.reason for note in again.notes] == ["not quantized: it is already"] * 2
+
+
+def test_quantized_weights_are_not_pruned() -> None:
+    graph = quantized(siblings(), normal(5, 6)).graph
+    outcome = PruneTiles(sparsity=0.5, ends=True, smallest=1)(graph, Context(DEVICE))
+    assert [note.reason.partition(";")[0] for note in outcome.notes] == [
+        "its weights are quantized"
+    ] * 2
+    plan = Plan({"MatMul_0": {"sparsity": 0.5, "tile": "4x1"}})
+    with pytest.raises(UnusableInput, match="prune before quantizing"):
+        PruneTiles()(graph, Context(DEVICE, plan=plan))
+
+
+def test_names_that_are_taken_are_not_taken_again() -> None:
+    text = """g (float[1,6] x) => (float[1,4] y, float[1,6] z) {
+        y = MatMul(x, w)  t = Identity(x)  z = Mul(x, other)
+    }"""
+    model = small_model(text, 17, w=normal(6, 4))
+    scale = onnx.numpy_helper.from_array(np.array(7.0, np.float32), "x/scale")
+    model.graph.initializer.append(scale)
+    model.graph.node[2].input[1] = "x/scale"
+    graph = Graph.from_onnx(model).infer_shapes()
+    feeds = {"x": normal(1, 6)}
+    small = oracle.run(quantized(graph, normal(5, 6)).graph, feeds)
+    np.testing.assert_allclose(small["z"], 7 * feeds["x"], rtol=1e-6)
+    np.testing.assert_allclose(small["y"], oracle.run(graph, feeds)["y"], atol=0.1)
 
 
 def test_what_is_left_alone_is_noted_with_the_reason() -> None:

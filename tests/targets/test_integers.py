@@ -202,6 +202,64 @@ def test_readers_of_quantized_tensors_that_are_no_layers_get_their_numbers() -> 
     assert islands(made) == []
 
 
+def test_a_quantized_tensor_may_be_read_in_two_shapes() -> None:
+    graph = graph_of(
+        """g (float[4,4] x, uint8[4,1] q) => (float[4,4,1] y) {
+            d = DequantizeLinear(q, s, z)  a = Add(x, d)  r = Reshape(a, shape)  y = Add(r, d)
+        }""",
+        s=np.array(0.5, np.float32),
+        z=np.array(3, np.uint8),
+        shape=np.array([4, 4, 1]),
+    )
+    feeds = {"x": normal(4, 4), "q": np.array([[1], [20], [50], [255]], np.uint8)}
+    agree(graph, feeds, within=Within(rtol=1e-6, atol=0))
+
+
+def test_sums_that_may_not_fit_32_bits_run_on_floats() -> None:
+    weights = np.full((70_000, 32), 127, np.int8)
+    executable, made = built(matmul(16, weights))
+    x = np.full((16, 70_000), 255, np.uint8)
+    np.testing.assert_allclose(executable({"x": x})["y"], product(x, 0, weights), rtol=1e-3)
+    assert not made.layers[0].kernel.startswith("int8")
+
+
+def test_a_depthwise_convolution_whose_scale_is_computed_is_an_island() -> None:
+    graph = graph_of(
+        """g (float[1,4,9,9] x, float s) => (float[1,4,7,7] y) {
+            b = DequantizeLinear(w, s)  y = Conv <group = 4> (x, b)
+        }""",
+        w=whole(4, 1, 3, 3),
+    )
+    feeds = {"x": normal(1, 4, 9, 9), "s": np.array(0.1, np.float32)}
+    made = agree(graph, feeds, within=Within(rtol=1e-4, atol=1e-4))
+    assert "Conv" in islands(made)[-1]
+
+
+def test_an_empty_quantized_tensor_is_left_to_onnxruntime() -> None:
+    graph = graph_of(
+        """g (float[20,0] x) => (float[20,8] y) {
+            q = QuantizeLinear(x, s, z)  a = DequantizeLinear(q, s, z)
+            b = DequantizeLinear <axis = 1> (w, v)  y = MatMul(a, b)
+        }""",
+        s=np.array(0.5, np.float32),
+        z=np.array(3, np.uint8),
+        w=np.zeros((0, 8), np.int8),
+        v=np.ones(8, np.float32),
+    )
+    agree(graph, {"x": np.zeros((20, 0), np.float32)}, within=EXACT)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 0.0])
+def test_scales_without_a_reciprocal_are_left_to_onnxruntime(scale: float) -> None:
+    graph = graph_of(
+        "g (float[4] x) => (uint8[4] y) { y = QuantizeLinear(x, s, z) }",
+        s=np.array(scale, np.float32),
+        z=np.array(3, np.uint8),
+    )
+    x = np.array([0, 1e-40, 5e-40, 1], np.float32)
+    assert islands(agree(graph, {"x": x}, within=EXACT)) == ["QuantizeLinear_0"]
+
+
 def test_a_normalization_stores_its_answer_for_those_who_want_integers_too() -> None:
     graph = graph_of(
         """g (float[40,24] x) => (float[40,24] n, uint8[24,40] q) {
