@@ -1,7 +1,7 @@
 """A built artifact at work on the cpu: its files loaded, its kernels called.
 
 lib.so            the kernels, and functions run_0, run_1, ... that call them
-weights.bin       packed weights, float32, mapped and not read
+weights.bin       packed weights, mapped and not read: words of a float32 or of four int8
 indices.bin.z     offsets and tables, int32, as compressed differences
 constants.bin     constants of other dtypes
 program.json      where everything lies in memory, and what runs in which order

@@ -103,7 +103,9 @@ def can_wait(node: gs.Node) -> bool:
         return False
     if not all(is_constant(t) for t in node.inputs[1:] if t.name):
         return False
-    return is_constant(node.inputs[0]) or is_per_tensor(node)
+    if is_constant(node.inputs[0]):
+        return bool(node.inputs[1].dtype == np.float32)
+    return is_per_tensor(node)
 
 
 def is_per_tensor(node: gs.Node) -> bool:

@@ -235,6 +235,19 @@ def test_a_depthwise_convolution_whose_scale_is_computed_is_an_island() -> None:
     assert "Conv" in islands(made)[-1]
 
 
+def test_weights_that_become_half_floats_are_left_to_onnxruntime() -> None:
+    graph = graph_of(
+        """g (float16[20,8] x) => (float16[20,4] y) {
+            b = DequantizeLinear <axis = 1> (w, v)  y = MatMul(x, b)
+        }""",
+        opset=21,
+        w=whole(8, 4),
+        v=np.full(4, WEIGHT_SCALE, np.float16),
+    )
+    made = agree(graph, {"x": normal(20, 8).astype(np.float16)}, within=EXACT)
+    assert islands(made) == ["DequantizeLinear_0", "MatMul_1"]
+
+
 def test_an_empty_quantized_tensor_is_left_to_onnxruntime() -> None:
     graph = graph_of(
         """g (float[20,0] x) => (float[20,8] y) {
