@@ -23,7 +23,6 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for i
 from tilewright.targets.kernels.blocks import Nest, Strides, cut
 from tilewright.targets.kernels.elementwise import Chain, number, run_chain
 from tilewright.targets.kernels.pen import Expr, Local, Pen
-from tilewright.targets.kernels.tile import PARALLEL_MACS
 
 SOURCE, VALUES, OFFSETS, TILES, ROWS, STARTS, ORDER, LAUNCH = range(8)
 # A row of the tile table: where its values, offsets and rows start, its words, its row blocks.
@@ -69,7 +68,7 @@ class IntegerKernel:
     operand_dtypes: tuple[str, ...]
     outputs: tuple[Strides, ...]
     output_dtypes: tuple[str, ...]
-    macs: int
+    parallel: bool
 
     name = "integer_tile"
 
@@ -80,12 +79,11 @@ class IntegerKernel:
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
-        parallel = self.macs >= PARALLEL_MACS
-        shares = pen.register(pen.load(LAUNCH, 0)) if parallel else 1
+        shares = pen.register(pen.load(LAUNCH, 0)) if self.parallel else 1
         lanes = pen.isa.lanes
         nests = cut(self.height, self.width, lanes, 4)
         widest = max(len(nest.places) for nest in nests)
-        with pen.parallel(shares, parallel) as share:
+        with pen.parallel(shares, self.parallel) as share:
             count = pen.register(pen.load(TILES, 0))
             low = pen.register(share * count // shares)
             high = pen.register((share + 1) * count // shares)
@@ -109,8 +107,8 @@ class _Block:
         self.packed = pen.local(kernel.most_words * places * self.bytes, "uint8")
         self.held = pen.local(1, "int32")
         self.sums = pen.local(self.dot.rows * places * pen.isa.lanes, "int32")
-        multiplies: dict[str, type[_Amx | _Vectors]] = {"amx": _Amx}
-        self.multiply = multiplies.get(pen.isa.dot, _Vectors)(pen, self.packed, self.sums)
+        multiply = _Amx if pen.isa.dot == "amx" else _Vectors
+        self.multiply = multiply(pen, self.packed, self.sums)
 
     def forget(self) -> None:
         """Note that nothing is packed for the block of positions at hand."""

@@ -9,12 +9,18 @@ import onnx_graphsurgeon as gs
 
 from tilewright.graph import static_shape
 from tilewright.protocol import LayerDecision
-from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.elementwise import Chain
 from tilewright.targets.kernels.pen import Isa, vector_starts
 from tilewright.targets.kernels.tile import PARALLEL_MACS, TileKernel, vectors_beside
 from tilewright.targets.lower.lowering import Lowering, NotLowered
-from tilewright.targets.lower.planes import pad_planes, plane_shape
+from tilewright.targets.lower.problem import (
+    Problem,
+    along_positions,
+    chain_behind,
+    places_of,
+    positions_order,
+    problem_of,
+)
 from tilewright.targets.lower.program import LAUNCH, Ref
 from tilewright.targets.lower.quantized import lowered_layer, small_weights
 from tilewright.targets.lower.regions import Region
@@ -25,37 +31,13 @@ from tilewright.targets.lower.tiles import (
     pack_for_positions,
     sparse_steps,
 )
-from tilewright.targets.lower.window import Window, collapse
+from tilewright.targets.lower.window import Window
 
 _WORD = 4  # int8 weights
 POSITION_ROWS = 4  # output channels of a tile where lanes are positions
 _CACHED_BYTES = 1 << 18  # of weights that stay in a second-level cache, beside activations
 _NEAR_BYTES = 1 << 15  # of activations that stay in a first-level cache, beside weights
 _DENSE_CHANNELS = 64  # and of a dense tile where lanes are channels
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """One layer in the kernel's terms.
-
-    `source` shows the activations with axes (positions...), at the place of input 0;
-    `offsets` (inputs,) leads from there to each column's activation. `channel` is the axis of
-    the outputs in the result's shape, the other axes are its positions. Where the matrix is
-    int8, results are to be multiplied by `scales` (outputs,).
-    """
-
-    matrix: np.ndarray
-    source: Window
-    offsets: np.ndarray
-    channel: int
-    scales: np.ndarray | None = None
-
-    def in_floats(self) -> "Problem":
-        """Return the problem with its scales in its weights."""
-        if self.scales is None:
-            return self
-        matrix = self.matrix.astype(np.float32) * self.scales[:, None]
-        return replace(self, matrix=matrix, scales=None)
 
 
 @dataclass(frozen=True)
@@ -104,14 +86,7 @@ def run_layer(lowering: Lowering, region: Region, problem: Problem) -> None:
         if problem.matrix.shape[0] % _WORD:
             # A tile of such a height has vectors of less than a word of int8.
             problem = problem.in_floats()
-    chain, operands, outputs = lowering.chain_of(
-        region,
-        result,
-        order,
-        run,
-        bias=bias_window(lowering, node, shape, problem.channel),
-        scale=scale_window(lowering, node, problem.scales, shape, problem.channel),
-    )
+    chain, operands, outputs = chain_behind(lowering, region, problem, order, run)
     call_tiles(lowering, region, problem, choice, chain, operands, outputs)
 
 
@@ -125,36 +100,23 @@ def call_tiles(
     outputs: Sequence[Window],
 ) -> None:
     """Pack a problem's weights and call the tile kernel on windows of the result's shape."""
-    node, channel, matrix = region.anchor, problem.channel, problem.matrix
-    shape = outputs[0].shape
-    axes = [a for a in range(len(shape)) if a != channel]
-    windows = [*operands, *outputs]
-    walks = [problem.source.strides, *(tuple(w.strides[a] for a in axes) for w in windows)]
-    dims, rows = collapse([shape[a] for a in axes], walks)
-    if len(dims) > 3:
-        raise NotLowered(f"{node.op} over {len(dims)} uneven position axes")
-    extents = (1,) * (3 - len(dims)) + dims
-    steps = [(0,) * (3 - len(dims)) + row for row in rows]
-    ends = [
-        Strides(b, w.strides[channel], y, x)
-        for (b, y, x), w in zip(steps[1:], windows, strict=True)
-    ]
-    positions = math.prod(dims)
+    node, matrix = region.anchor, problem.matrix
+    places = places_of(node, problem, [*operands, *outputs])
     packed = _pack(lowering, choice, matrix, problem.offsets)
     kernel = TileKernel(
         lanes=choice.lanes,
         heights=packed.heights,
-        images=extents[0],
-        height=extents[1],
-        width=extents[2],
-        source=Strides(steps[0][0], 0, *steps[0][1:]),
+        images=places.images,
+        height=places.height,
+        width=places.width,
+        source=places.source,
         chain=chain,
-        operands=tuple(ends[: len(operands)]),
+        operands=places.windows[: len(operands)],
         operand_dtypes=tuple(w.dtype for w in operands),
-        outputs=tuple(ends[len(operands) :]),
+        outputs=places.windows[len(operands) :],
         output_dtypes=tuple(w.dtype for w in outputs),
-        parallel=positions * packed.steps >= PARALLEL_MACS,
-        split_positions=_split_positions(matrix, positions, packed),
+        parallel=places.count * packed.steps >= PARALLEL_MACS,
+        split_positions=_split_positions(matrix, places.count, packed),
         together=_together(packed),
         weights=matrix.dtype.name,
     )
@@ -164,14 +126,13 @@ def call_tiles(
         for part in ("values", "offsets", "table", "rows", "groups")
     ]
     source = Ref(problem.source.buffer, problem.source.offset)
-    program.call(
-        kernel, [source, *weights, Ref(LAUNCH), *windows], [n.name for n in region.nodes]
-    )
+    nodes = [n.name for n in region.nodes]
+    program.call(kernel, [source, *weights, Ref(LAUNCH), *operands, *outputs], nodes)
     program.layers.append(
         LayerDecision(
             name=node.name,
             op=node.op,
-            shape=(matrix.shape[0], matrix.shape[1], positions),
+            shape=(matrix.shape[0], matrix.shape[1], places.count),
             tile=choice.tile,
             density=float(np.count_nonzero(matrix) / matrix.size),
             bits=8 * matrix.itemsize,
@@ -262,117 +223,3 @@ def _together(packed: PackedTiles) -> int:
     """Return how many tiles stay in a cache: a power of two, so that layers share kernels."""
     each = max(1, packed.values.nbytes // max(1, len(packed.table)))
     return 1 << (_CACHED_BYTES // each).bit_length()
-
-
-def positions_order(node: gs.Node, shape: Sequence[int], channel: int) -> tuple[list[int], int]:
-    """Return the axes from the slowest to the fastest, and how many positions come last.
-
-    Lanes run along the last axis of positions that has more than one.
-    """
-    axes = [a for a in range(len(shape)) if a != channel]
-    if node.op == "Conv":
-        return sorted([*axes, channel]), len(axes) - 1
-    last = max((a for a in axes if shape[a] > 1), default=axes[-1])
-    return [*(a for a in axes if a != last), channel, last], 1
-
-
-def _last_step(source: Window) -> int:
-    real = [s for n, s in zip(source.shape, source.strides, strict=True) if n > 1]
-    return real[-1] if real else 1
-
-
-def _repacked(
-    lowering: Lowering, node: gs.Node, tensor: gs.Tensor, problem: Problem
-) -> Problem:
-    """Copy activations of (positions..., inputs) to (batch..., inputs, positions).
-
-    Later readers of the tensor, the residual for one, take the copy too.
-    """
-    window = lowering.window(tensor)
-    rank = len(window.shape)
-    channel = 1 if node.op == "Conv" else rank - 1
-    order, run = positions_order(node, window.shape, channel)
-    moved = lowering.moved(window, order, tensor.name, run)
-    lowering.define(tensor, moved)
-    return _flat_problem(moved, channel, problem.matrix, problem.channel)
-
-
-def along_positions(
-    lowering: Lowering, node: gs.Node, tensor: gs.Tensor, problem: Problem
-) -> Problem:
-    """Return the problem with the activations' last positions next to each other."""
-    if _last_step(problem.source) == 1:
-        return problem
-    return _repacked(lowering, node, tensor, problem)
-
-
-def _flat_problem(window: Window, axis: int, matrix: np.ndarray, channel: int) -> Problem:
-    others = [a for a in range(len(window.shape)) if a != axis]
-    source = Window(
-        window.buffer,
-        tuple(window.shape[a] for a in others),
-        tuple(window.strides[a] for a in others),
-        window.offset,
-    )
-    offsets = np.arange(matrix.shape[1], dtype=np.int32) * window.strides[axis]
-    return Problem(matrix, source, offsets, channel)
-
-
-def problem_of(
-    lowering: Lowering, node: gs.Node, tensor: gs.Tensor, matrix: np.ndarray, edge: float = 0
-) -> Problem:
-    """Return the problem of a layer that multiplies `tensor`; `edge` is what padding holds."""
-    window = lowering.window(tensor)
-    if node.op != "Conv":
-        if len(window.shape) < 2:
-            raise NotLowered("MatMul of a vector")
-        last = len(window.shape) - 1
-        return _flat_problem(window, last, matrix, last)
-    shape = plane_shape(node)
-    if shape is None:
-        return _flat_problem(window, 1, matrix, 1)
-    padded, offsets = pad_planes(lowering, node.name, window, shape, edge)
-    out = static_shape(node.outputs[0])
-    assert out is not None, f"{node.name} has no static shape"
-    columns = shape.phase[1]
-    steps = (columns, 1) if len(out) == 4 else (1,)
-    source = Window(
-        padded.buffer, (out[0], *out[2:]), (padded.strides[0], *steps), padded.offset
-    )
-    return Problem(matrix, source, offsets, 1)
-
-
-def scale_window(
-    lowering: Lowering,
-    node: gs.Node,
-    scales: np.ndarray | None,
-    shape: tuple[int, ...],
-    channel: int,
-) -> Window | None:
-    """Return what results are multiplied by, in the result's shape, or None."""
-    if scales is None:
-        return None
-    window = lowering.program.constant(f"{node.name}.scales", scales.astype(np.float32))
-    strides = tuple(window.strides[0] if a == channel else 0 for a in range(len(shape)))
-    return Window(window.buffer, shape, strides, window.offset)
-
-
-def bias_window(
-    lowering: Lowering, node: gs.Node, shape: tuple[int, ...], channel: int
-) -> Window | None:
-    """Return a layer's bias, scaled and in the result's shape, or None where it has none."""
-    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
-        return None
-    tensor = node.inputs[2]
-    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-    if beta != 1.0:
-        if not isinstance(tensor, gs.Constant):
-            raise NotLowered("Gemm with beta and a bias that is computed")
-        window = lowering.program.constant(tensor.name, tensor.values * np.float32(beta))
-    else:
-        window = lowering.window(tensor)
-    if node.op == "Conv":
-        strides = [0] * len(shape)
-        strides[channel] = window.strides[0]
-        return Window(window.buffer, shape, tuple(strides), window.offset)
-    return window.broadcast(shape)

@@ -13,18 +13,21 @@ _SMALL = (np.dtype(np.uint8), np.dtype(np.int8))
 
 
 @dataclass(frozen=True, eq=False)
-class IntegerLayer:
-    """A layer of 8-bit weights on 8-bit activations.
+class SmallWeights:
+    """A layer's weights as int8 `matrix` (outputs, inputs) times `scales` (outputs,)."""
 
-    Y = scale * scales[:, None] * (matrix @ (source - zero)), in the form of `layers.py`;
-    `matrix` is int8 (outputs, inputs), `scales` float32 (outputs,).
-    """
+    matrix: np.ndarray
+    scales: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerLayer:
+    """A layer of small weights on 8-bit activations: `scale` times (`source` minus `zero`)."""
 
     source: gs.Tensor
     scale: float
     zero: int
-    matrix: np.ndarray
-    scales: np.ndarray
+    weights: SmallWeights
 
 
 def integer_layer(node: gs.Node) -> IntegerLayer | None:
@@ -38,21 +41,8 @@ def integer_layer(node: gs.Node) -> IntegerLayer | None:
     weights = small_weights(node)
     if weights is None:
         return None
-    return IntegerLayer(
-        source=source,
-        scale=float(left.inputs[1].values.reshape(-1)[0]),
-        zero=int(_zeros(left).reshape(-1)[0]),
-        matrix=weights.matrix,
-        scales=weights.scales,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class SmallWeights:
-    """A layer's weights as int8 `matrix` (outputs, inputs) times `scales` (outputs,)."""
-
-    matrix: np.ndarray
-    scales: np.ndarray
+    scale, zero = left.inputs[1].values.item(), zero_point(left).item()
+    return IntegerLayer(source, scale, zero, weights)
 
 
 def small_weights(node: gs.Node) -> SmallWeights | None:

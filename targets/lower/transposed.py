@@ -11,9 +11,10 @@ import onnx_graphsurgeon as gs
 from tilewright.graph import is_constant, static_shape
 from tilewright.targets.kernels.elementwise import Chain, Source, Step
 from tilewright.targets.kernels.planes import PlaneShape
-from tilewright.targets.lower.layer import POSITION_ROWS, Problem, call_tiles, choose
+from tilewright.targets.lower.layer import POSITION_ROWS, call_tiles, choose
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes
+from tilewright.targets.lower.problem import Problem
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.window import Window
 
