@@ -1,4 +1,4 @@
-"""The tile kernel on 8-bit integers: exact sums in int32, then a chain in float32.
+"""The tile kernel on 8-bit integers: exact sums in int32, then a tail in float32.
 
 Lanes are positions. The instructions multiply a few neighbouring bytes at once and add them up,
 so what belongs together must lie together: for each block of positions and each list of columns
@@ -21,8 +21,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
 from tilewright.targets.kernels.blocks import Nest, Strides, cut
-from tilewright.targets.kernels.elementwise import Chain, number, run_chain
+from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Expr, Local, Pen
+from tilewright.targets.kernels.tail import Tail
 
 SOURCE, VALUES, OFFSETS, TILES, ROWS, STARTS, ORDER, LAUNCH = range(8)
 # A row of the tile table: where its values, offsets and rows start, its words, its row blocks.
@@ -51,7 +52,7 @@ DOTS = {"amx": Dot(4, 2 * _TILE, _TILE), "vnni": Dot(4, 4, 1), "words": Dot(2, 4
 
 @dataclass(frozen=True)
 class IntegerKernel:
-    """Y = chain(float(W X + start)) for one layer of int8 weights and 8-bit activations.
+    """Y = tail(float(W X + start)) for one layer of int8 weights and 8-bit activations.
 
     `start` (rows,) corrects for the activations' zero point. `most_words` is the length of the
     longest list. Everything else is as in `TileKernel`.
@@ -63,11 +64,7 @@ class IntegerKernel:
     source: Strides
     source_dtype: str
     most_words: int
-    chain: Chain
-    operands: tuple[Strides, ...]
-    operand_dtypes: tuple[str, ...]
-    outputs: tuple[Strides, ...]
-    output_dtypes: tuple[str, ...]
+    tail: Tail
     parallel: bool
 
     name = "integer_tile"
@@ -75,7 +72,7 @@ class IntegerKernel:
     def kinds(self) -> tuple[str, ...]:
         """Base arrays of the arguments."""
         fixed = (self.source_dtype, "weights", *["indices"] * 5, "launch")
-        return (*fixed, *self.operand_dtypes, *self.output_dtypes)
+        return (*fixed, *self.tail.kinds())
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
@@ -135,7 +132,9 @@ class _Block:
                 start = pen.register(pen.load(STARTS, row, pen.isa.lanes, stride=0))
                 for v, (dy, dx) in enumerate(nest.places):
                     total = self.sums.load((v * each + r) * pen.isa.lanes, pen.isa.lanes)
-                    self._store(b, n, y + dy, x + dx, total + start)
+                    value = tirx.Cast(f"float32x{pen.isa.lanes}", total + start)
+                    place = (b, n, y + dy, x + dx)
+                    self.kernel.tail.store(pen, LAUNCH + 1, value, place, pen.isa.lanes)
 
     def _pack(self, base: Expr, places: list[Expr], offsets: Expr, words: Expr) -> None:
         """Put `depth` inputs of a position next to each other, for all positions."""
@@ -175,20 +174,6 @@ class _Block:
                 "uint8x64", "llvm.x86.avx512.permvar.qi.512", joined, order
             )
         )
-
-    def _store(self, b: Expr, n: Expr, y: Expr, x: Expr, total: Expr) -> None:
-        pen, kernel, lanes = self.pen, self.kernel, self.pen.isa.lanes
-        value = pen.register(tirx.Cast(f"float32x{lanes}", total))
-        first = LAUNCH + 1
-
-        def operand(i: int) -> Expr:
-            strides = kernel.operands[i]
-            return pen.load(first + i, strides.at(b, n, y, x), lanes, stride=strides.x)
-
-        stored = run_chain(pen, kernel.chain, value, operand, lanes)
-        for i, (out, strides) in enumerate(zip(stored, kernel.outputs, strict=True)):
-            at = strides.at(b, n, y, x)
-            pen.store(first + len(kernel.operands) + i, at, out, lanes)
 
 
 class _Vectors:

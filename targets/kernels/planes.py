@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
 from tilewright.targets.kernels.blocks import Strides, cut
-from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
+from tilewright.targets.kernels.elementwise import Math, number
 from tilewright.targets.kernels.pen import Expr, Local, Pen
+from tilewright.targets.kernels.tail import Tail
 
 _PARALLEL_ELEMENTS = 10_000
 _ACCUMULATORS = 8
@@ -125,11 +126,7 @@ class PlaneKernel:
     channels: int
     shape: PlaneShape
     source: Strides
-    chain: Chain
-    operands: tuple[Strides, ...]
-    operand_dtypes: tuple[str, ...]
-    outputs: tuple[Strides, ...]
-    output_dtypes: tuple[str, ...]
+    tail: Tail
     counted: bool = False
     multiplier: int = 1
 
@@ -145,7 +142,7 @@ class PlaneKernel:
     def kinds(self) -> tuple[str, ...]:
         """Base arrays of the arguments."""
         fixed = ("float32", "weights")[: self._first]
-        return (*fixed, *self.operand_dtypes, *self.output_dtypes)
+        return (*fixed, *self.tail.kinds())
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
@@ -224,7 +221,7 @@ class PlaneKernel:
         n: Expr,
         y: Expr,
     ) -> None:
-        s, first = self.shape, self._first
+        s = self.shape
         result = pen.register(results.load(row * s.phase[1] + x, width))
         place = y + row
         if self.counted:
@@ -234,14 +231,7 @@ class PlaneKernel:
             share = number(1.0 / (s.kernel[0] * s.kernel[1]), "float32", width)
             result = pen.register(result * share)
 
-        def operand(i: int) -> Expr:
-            strides = self.operands[i]
-            return pen.load(first + i, strides.at(b, n, place, x), width, stride=strides.x)
-
-        stored = run_chain(pen, self.chain, result, operand, width)
-        for i, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
-            at = strides.at(b, n, place, x)
-            pen.store(first + len(self.operands) + i, at, out, width)
+        self.tail.store(pen, self._first, result, (b, n, place, x), width)
 
     def _join(
         self, pen: Pen, lanes: int, total: Expr | None, value: Expr, weight: Expr | None

@@ -18,12 +18,14 @@ from functools import partial
 from tvm import tirx
 
 from tilewright.targets.kernels.blocks import Nest, Strides, cut
-from tilewright.targets.kernels.elementwise import Chain, number, run_chain
+from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Expr, Isa, Pen
+from tilewright.targets.kernels.tail import Tail
 
-# Arguments that every tile kernel takes first; chain operands and outputs follow.
+# Arguments that every tile kernel takes first; the tail's follow.
 SOURCE, VALUES, OFFSETS, TILES, ROWS, GROUPS, LAUNCH = range(7)
 ARGUMENTS = ("float32", "weights", "indices", "indices", "indices", "indices", "launch")
+_FIRST = len(ARGUMENTS)  # of the tail's arguments
 # A row of the tile table: where its values, offsets and rows start, and its steps.
 TABLE_COLUMNS = 4
 
@@ -36,15 +38,14 @@ Block = Callable[[Expr, Expr, Expr, Expr], None]
 
 @dataclass(frozen=True)
 class TileKernel:
-    """Y = chain(W X) for one layer.
+    """Y = tail(W X) for one layer.
 
     `heights` lists the tile heights that occur; how many tiles of each there are, and where
     they start in the tile table, is read at run time, so layers of one shape share the kernel
     whatever their zeros. There are `images` x `height` x `width` positions. `source` walks the
-    activations (its `n` is unused: offsets come from the list); `operands` and `outputs` belong
-    to the chain. `weights` may be "int8" where lanes are channels: words of four, which become
-    floats in registers; their scales belong to the chain. `together` tiles stay in a cache
-    while all positions stream past.
+    activations (its `n` is unused: offsets come from the list). `weights` may be "int8" where
+    lanes are channels: words of four, which become floats in registers; their scales belong to
+    the tail. `together` tiles stay in a cache while all positions stream past.
     """
 
     lanes: str
@@ -53,11 +54,7 @@ class TileKernel:
     height: int
     width: int
     source: Strides
-    chain: Chain
-    operands: tuple[Strides, ...]
-    operand_dtypes: tuple[str, ...]
-    outputs: tuple[Strides, ...]
-    output_dtypes: tuple[str, ...]
+    tail: Tail
     parallel: bool
     split_positions: bool
     together: int
@@ -70,7 +67,7 @@ class TileKernel:
 
     def kinds(self) -> tuple[str, ...]:
         """Base arrays of the arguments."""
-        return (*ARGUMENTS, *self.operand_dtypes, *self.output_dtypes)
+        return (*ARGUMENTS, *self.tail.kinds())
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
@@ -167,7 +164,7 @@ class TileKernel:
         with each_row(pen, sums, lanes) as (r, values_of_row):
             n = pen.register(pen.load(ROWS, rows + r))
             for (dy, dx), value in zip(nest.places, values_of_row, strict=True):
-                self._store(pen, value, lanes, b, n, y + dy, x + dx, along="x")
+                self.tail.store(pen, _FIRST, value, (b, n, y + dy, x + dx), lanes)
 
     def _channels_block(
         self,
@@ -209,29 +206,8 @@ class TileKernel:
             dy, dx = nest.place(m)
             for v, value in enumerate(values_of_place):
                 n = pen.register(pen.load(ROWS, rows + v))
-                self._store(pen, value, lanes, b, n, y + dy, x + dx, along="n")
-
-    def _store(
-        self,
-        pen: Pen,
-        value: Expr,
-        lanes: int,
-        b: Expr,
-        n: Expr,
-        y: Expr,
-        x: Expr,
-        along: str,
-    ) -> None:
-        first = len(ARGUMENTS)
-
-        def operand(i: int) -> Expr:
-            strides = self.operands[i]
-            step = getattr(strides, along)
-            return pen.load(first + i, strides.at(b, n, y, x), lanes, stride=step)
-
-        stored = run_chain(pen, self.chain, pen.register(value), operand, lanes)
-        for i, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
-            pen.store(first + len(self.operands) + i, strides.at(b, n, y, x), out, lanes)
+                place = (b, n, y + dy, x + dx)
+                self.tail.store(pen, _FIRST, value, place, lanes, along="n")
 
 
 def outer_product(

@@ -41,7 +41,7 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
     problem = along_positions(lowering, node, layer.source, replace(problem, scales=scales))
     order, run = positions_order(node, shape, problem.channel)
     chain, operands, outputs = chain_behind(lowering, region, problem, order, run)
-    places = places_of(node, problem, [*operands, *outputs])
+    places = places_of(node, problem, chain, operands, outputs)
     if places.width < lowering.isa.lanes:
         raise NotLowered(f"{node.op} with {places.width} positions in a row")
     packed, dense = _pack(lowering, layer, problem.offsets)
@@ -52,11 +52,7 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
         source=places.source,
         source_dtype=problem.source.dtype,
         most_words=packed.most_words,
-        chain=chain,
-        operands=places.windows[: len(operands)],
-        operand_dtypes=tuple(w.dtype for w in operands),
-        outputs=places.windows[len(operands) :],
-        output_dtypes=tuple(w.dtype for w in outputs),
+        tail=places.tail,
         parallel=places.count * packed.steps >= PARALLEL_MACS,
     )
     parts = [

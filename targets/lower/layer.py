@@ -101,7 +101,7 @@ def call_tiles(
 ) -> None:
     """Pack a problem's weights and call the tile kernel on windows of the result's shape."""
     node, matrix = region.anchor, problem.matrix
-    places = places_of(node, problem, [*operands, *outputs])
+    places = places_of(node, problem, chain, operands, outputs)
     packed = _pack(lowering, choice, matrix, problem.offsets)
     kernel = TileKernel(
         lanes=choice.lanes,
@@ -110,11 +110,7 @@ def call_tiles(
         height=places.height,
         width=places.width,
         source=places.source,
-        chain=chain,
-        operands=places.windows[: len(operands)],
-        operand_dtypes=tuple(w.dtype for w in operands),
-        outputs=places.windows[len(operands) :],
-        output_dtypes=tuple(w.dtype for w in outputs),
+        tail=places.tail,
         parallel=places.count * packed.steps >= PARALLEL_MACS,
         split_positions=_split_positions(matrix, places.count, packed),
         together=_together(packed),

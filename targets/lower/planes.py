@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from tilewright.graph import static_shape
 from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.planes import PadKernel, PlaneKernel, PlaneShape
+from tilewright.targets.kernels.tail import Tail
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.quantized import lowered_layer
 from tilewright.targets.lower.regions import Region
@@ -140,17 +141,19 @@ def _lower_planes(
     fixed = [w for w in (weight,) if w is not None]
     if counts is not None:
         fixed.append(lowering.program.constant(f"{node.name}.shares", counts))
+    windows = [*operands, *outputs]
     kernel = PlaneKernel(
         op=op,
         images=out[0],
         channels=out[1],
         shape=plane,
         source=image_strides(window),
-        chain=chain,
-        operands=tuple(image_strides(w) for w in operands),
-        operand_dtypes=tuple(w.dtype for w in operands),
-        outputs=tuple(image_strides(w) for w in outputs),
-        output_dtypes=tuple(w.dtype for w in outputs),
+        tail=Tail.of(
+            chain,
+            len(operands),
+            [image_strides(w) for w in windows],
+            [w.dtype for w in windows],
+        ),
         counted=counts is not None,
         multiplier=multiplier,
     )

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from tilewright.graph import static_shape
 from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.elementwise import Chain
+from tilewright.targets.kernels.tail import Tail
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes, plane_shape
 from tilewright.targets.lower.regions import Region
@@ -46,15 +47,14 @@ class Problem:
 class Places:
     """A layer's positions as kernels loop over them, and how its tensors are walked there.
 
-    There are `images` x `height` x `width` positions; `source` walks the activations, `windows`
-    a chain's operands and outputs.
+    There are `images` x `height` x `width` positions; `source` walks the activations.
     """
 
     images: int
     height: int
     width: int
     source: Strides
-    windows: tuple[Strides, ...]
+    tail: Tail
 
     @property
     def count(self) -> int:
@@ -95,11 +95,18 @@ def along_positions(
     return _repacked(lowering, node, tensor, problem)
 
 
-def places_of(node: gs.Node, problem: Problem, windows: Sequence[Window]) -> Places:
-    """Merge position axes that a problem's source and `windows` walk evenly.
+def places_of(
+    node: gs.Node,
+    problem: Problem,
+    chain: Chain,
+    operands: Sequence[Window],
+    outputs: Sequence[Window],
+) -> Places:
+    """Merge position axes that a problem's source and a chain's windows walk evenly.
 
     The windows have the result's shape. Raises NotLowered where more than three axes are left.
     """
+    windows = [*operands, *outputs]
     channel, shape = problem.channel, windows[0].shape
     axes = [a for a in range(len(shape)) if a != channel]
     walks = [problem.source.strides, *(tuple(w.strides[a] for a in axes) for w in windows)]
@@ -112,7 +119,8 @@ def places_of(node: gs.Node, problem: Problem, windows: Sequence[Window]) -> Pla
     each = [
         Strides(b, w.strides[channel], y, x) for (b, y, x), w in zip(ends, windows, strict=True)
     ]
-    return Places(images, height, width, Strides(b, 0, y, x), tuple(each))
+    tail = Tail.of(chain, len(operands), each, [w.dtype for w in windows])
+    return Places(images, height, width, Strides(b, 0, y, x), tail)
 
 
 def chain_behind(
