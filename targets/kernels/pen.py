@@ -50,6 +50,10 @@ class Pen:
         self._bases = bases
         self._args = offsets
 
+    def behind(self, count: int) -> "Pen":
+        """Return a pen to the arguments behind the first `count`."""
+        return Pen(self.isa, self._bases[count:], self._args[count:])
+
     def load(self, arg: int, index: Expr, width: int = 1, stride: int = 1) -> Expr:
         """Read `width` elements from `index` on, `stride` apart (0: one, in every lane)."""
         buffer = self._bases[arg]
@@ -117,12 +121,18 @@ class Pen:
 
 @dataclass(frozen=True)
 class Local:
-    """Scratch memory inside a kernel."""
+    """Scratch memory inside a kernel, from `start` on."""
 
     buffer: Expr
+    start: Expr = 0
+
+    def behind(self, start: Expr) -> "Local":
+        """Return the memory from an element on."""
+        return Local(self.buffer, self.start + start)
 
     def load(self, index: Expr, width: int = 1, stride: int = 1) -> Expr:
         """Read from scratch."""
+        index = self.start + index
         if width == 1:
             return self.buffer[index]
         if stride == 0:
@@ -131,6 +141,7 @@ class Local:
 
     def store(self, index: Expr, value: Expr, width: int = 1) -> None:
         """Write to scratch."""
+        index = self.start + index
         T.buffer_store(
             self.buffer, value, [index if width == 1 else tirx.Ramp(index, 1, width)]
         )

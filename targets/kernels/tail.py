@@ -38,7 +38,7 @@ class Tail:
         """Base arrays of the arguments."""
         return (*self.operand_dtypes, *self.output_dtypes)
 
-    def store(
+    def run(
         self,
         pen: Pen,
         first: int,
@@ -46,8 +46,8 @@ class Tail:
         place: tuple[Expr, Expr, Expr, Expr],
         lanes: int,
         along: str = "x",
-    ) -> None:
-        """Run the chain on a vector of results and store what it yields.
+    ) -> list[Expr]:
+        """Run the chain on a vector of results.
 
         `first` is the number of the first operand among the kernel's arguments; `place` the
         vector's image, channel, row and column; its lanes run `along` columns ("x") or channels
@@ -59,7 +59,19 @@ class Tail:
             step = getattr(strides, along)
             return pen.load(first + i, strides.at(*place), lanes, stride=step)
 
-        stored = run_chain(pen, self.chain, pen.register(value), operand, lanes)
+        return run_chain(pen, self.chain, pen.register(value), operand, lanes)
+
+    def store(
+        self,
+        pen: Pen,
+        first: int,
+        value: Expr,
+        place: tuple[Expr, Expr, Expr, Expr],
+        lanes: int,
+        along: str = "x",
+    ) -> None:
+        """Run the chain as `run` does, and store what it yields."""
         behind = first + len(self.operands)
+        stored = self.run(pen, first, value, place, lanes, along)
         for i, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
             pen.store(behind + i, strides.at(*place), out, lanes)

@@ -25,13 +25,14 @@ from tilewright.targets.kernels.tail import Tail
 # Arguments that every tile kernel takes first; the tail's follow.
 SOURCE, VALUES, OFFSETS, TILES, ROWS, GROUPS, LAUNCH = range(7)
 ARGUMENTS = ("float32", "weights", "indices", "indices", "indices", "indices", "launch")
-_FIRST = len(ARGUMENTS)  # of the tail's arguments
+FIRST = len(ARGUMENTS)  # of the tail's arguments
 # A row of the tile table: where its values, offsets and rows start, and its steps.
 TABLE_COLUMNS = 4
 
 _LINE = 16  # float32 elements of a cache line
 _AHEAD = 512  # elements that weights are fetched ahead: longer than memory takes to answer
 PARALLEL_MACS = 100_000  # below, the launch of the thread pool costs more than it saves
+
 
 Block = Callable[[Expr, Expr, Expr, Expr], None]
 
@@ -71,75 +72,116 @@ class TileKernel:
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
-        if self.lanes == "positions":
-            self._write_positions(pen)
-        else:
-            self._write_channels(pen)
-
-    def _write_positions(self, pen: Pen) -> None:
-        lanes = pen.isa.width_for(self.width)
-        for group, rows in enumerate(self.heights):
-            nests = cut(self.height, self.width, lanes, vectors_beside(pen.isa, rows))
-            blocks = [partial(self._positions_block, pen, n, rows, lanes) for n in nests]
-            self._tiles(pen, group, nests, blocks)
-
-    def _write_channels(self, pen: Pen) -> None:
-        for group, rows in enumerate(self.heights):
-            lanes = pen.isa.width_for(rows)
-            vectors = -(-rows // lanes)
-            most = max(1, (pen.isa.registers - 1 - vectors) // vectors)
-            nests = cut(self.height, self.width, 1, min(most, 14))
-            blocks = [partial(self._channels_block, pen, n, vectors, lanes) for n in nests]
-            self._tiles(pen, group, nests, blocks)
-
-    def _tiles(
-        self, pen: Pen, group: int, nests: Sequence[Nest], blocks: Sequence[Block]
-    ) -> None:
-        """Loop over images, blocks and tiles; the threads share blocks or tiles."""
-        if self.split_positions:
-            for nest, block in zip(nests, blocks, strict=True):
-                shared = self.images * nest.rows * nest.columns
-                with pen.parallel(shared, self.parallel) as flat:
-                    b = flat // (nest.rows * nest.columns)
-                    y = nest.y0 + flat // nest.columns % nest.rows * nest.y_step
-                    x = nest.x0 + flat % nest.columns * nest.x_step
-                    first, count = self._group(pen, group)
-                    with pen.serial(count) as tile:
-                        block(b, y, x, first + tile)
-            return
-        # As many shares as threads: one that took several would read the positions for each.
         shares = pen.register(pen.load(LAUNCH, 0)) if self.parallel else 1
         with pen.parallel(shares, self.parallel) as share:
-            first, count = self._group(pen, group)
-            low = pen.register(first + share * count // shares)
-            high = pen.register(first + (share + 1) * count // shares)
-            with pen.serial((high - low + self.together - 1) // self.together) as batch:
-                start = pen.register(low + batch * self.together)
-                tiles = pen.register(tirx.min(high - start, self.together))
-                for nest, block in zip(nests, blocks, strict=True):
-                    with (
-                        pen.serial(self.images) as b,
-                        nest.walk(pen) as (y, x),
-                        pen.serial(tiles) as tile,
-                    ):
-                        block(b, y, x, start + tile)
+            for group, rows in enumerate(self.heights):
+                nests, block = self._cut(pen, rows)
+                blocks = [partial(block, nest) for nest in nests]
+                first, count = self.group(pen, group)
+                if self.split_positions:
+                    self._share_positions(pen, share, shares, nests, blocks, first, count)
+                else:
+                    self._share_tiles(pen, share, shares, nests, blocks, first, count)
 
-    def _group(self, pen: Pen, group: int) -> tuple[Expr, Expr]:
+    def _cut(self, pen: Pen, rows: int) -> tuple[tuple[Nest, ...], Callable[..., None]]:
+        """Cut the positions into blocks for tiles of a height; return what computes one."""
+        if self.lanes == "positions":
+            lanes = pen.isa.width_for(self.width)
+            nests = cut(self.height, self.width, lanes, vectors_beside(pen.isa, rows))
+            return nests, partial(self._positions_block, pen, rows, lanes)
+        lanes = pen.isa.width_for(rows)
+        vectors = -(-rows // lanes)
+        most = max(1, (pen.isa.registers - 1 - vectors) // vectors)
+        nests = cut(self.height, self.width, 1, min(most, 14))
+        return nests, partial(self._channels_block, pen, vectors, lanes)
+
+    def _share_positions(
+        self,
+        pen: Pen,
+        share: Expr,
+        shares: Expr,
+        nests: Sequence[Nest],
+        blocks: Sequence[Block],
+        first: Expr,
+        count: Expr,
+    ) -> None:
+        for nest, block in zip(nests, blocks, strict=True):
+            each = nest.rows * nest.columns
+            low = pen.register(share * (self.images * each) // shares)
+            high = pen.register((share + 1) * (self.images * each) // shares)
+            with pen.serial(high - low) as i:
+                flat = pen.register(low + i)
+                b = flat // each
+                y = nest.y0 + flat // nest.columns % nest.rows * nest.y_step
+                x = nest.x0 + flat % nest.columns * nest.x_step
+                with pen.serial(count) as tile:
+                    block(b, y, x, first + tile)
+
+    def _share_tiles(
+        self,
+        pen: Pen,
+        share: Expr,
+        shares: Expr,
+        nests: Sequence[Nest],
+        blocks: Sequence[Block],
+        first: Expr,
+        count: Expr,
+    ) -> None:
+        low = pen.register(first + share * count // shares)
+        high = pen.register(first + (share + 1) * count // shares)
+        with pen.serial((high - low + self.together - 1) // self.together) as batch:
+            start = pen.register(low + batch * self.together)
+            tiles = pen.register(tirx.min(high - start, self.together))
+            for nest, block in zip(nests, blocks, strict=True):
+                with (
+                    pen.serial(self.images) as b,
+                    nest.walk(pen) as (y, x),
+                    pen.serial(tiles) as tile,
+                ):
+                    block(b, y, x, start + tile)
+
+    def group(self, pen: Pen, group: int) -> tuple[Expr, Expr]:
         """Return a group's first tile and its number of tiles."""
         first, count = (pen.register(pen.load(GROUPS, 2 * group + i)) for i in range(2))
         return first, count
 
+    def row(self, pen: Pen, tile: Expr, r: Expr) -> Expr:
+        """Return the output channel of a row of a tile."""
+        return pen.load(ROWS, pen.load(TILES, tile * TABLE_COLUMNS + 2) + r)
+
     def _positions_block(
         self,
         pen: Pen,
-        nest: Nest,
         height: int,
         lanes: int,
+        nest: Nest,
         b: Expr,
         y: Expr,
         x: Expr,
         tile: Expr,
     ) -> None:
+        with self.rows_of_block(pen, height, lanes, nest, b, y, x, tile) as rows:
+            _, n, cells = rows
+            for row, column, value in cells:
+                self.tail.store(pen, FIRST, value, (b, n, row, column), lanes)
+
+    @contextmanager
+    def rows_of_block(
+        self,
+        pen: Pen,
+        height: int,
+        lanes: int,
+        nest: Nest,
+        b: Expr,
+        y: Expr,
+        x: Expr,
+        tile: Expr,
+    ) -> Iterator[tuple[Expr, Expr, list[tuple[Expr, Expr, Expr]]]]:
+        """Compute a block of positions for the rows of a tile, and loop over these.
+
+        The block is `nest`'s at row y, column x. Gives the row's number in the tile, its output
+        channel, and the row, column and value of each vector.
+        """
         values, offsets, rows, steps = _tile_table(pen, tile)
         base = pen.register(tirx.const(0, "int32") + self.source.at(b, 0, y, x))
         places = [self.source.at(0, 0, dy, dx) for dy, dx in nest.places]
@@ -162,16 +204,16 @@ class TileKernel:
             pen, steps, scalars, vectors, height, len(places), lanes, ahead, together
         )
         with each_row(pen, sums, lanes) as (r, values_of_row):
+            cells = zip(nest.places, values_of_row, strict=True)
             n = pen.register(pen.load(ROWS, rows + r))
-            for (dy, dx), value in zip(nest.places, values_of_row, strict=True):
-                self.tail.store(pen, _FIRST, value, (b, n, y + dy, x + dx), lanes)
+            yield r, n, [(y + dy, x + dx, value) for (dy, dx), value in cells]
 
     def _channels_block(
         self,
         pen: Pen,
-        nest: Nest,
         vectors: int,
         lanes: int,
+        nest: Nest,
         b: Expr,
         y: Expr,
         x: Expr,
@@ -207,7 +249,7 @@ class TileKernel:
             for v, value in enumerate(values_of_place):
                 n = pen.register(pen.load(ROWS, rows + v))
                 place = (b, n, y + dy, x + dx)
-                self.tail.store(pen, _FIRST, value, place, lanes, along="n")
+                self.tail.store(pen, FIRST, value, place, lanes, along="n")
 
 
 def outer_product(

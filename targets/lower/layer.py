@@ -31,7 +31,7 @@ from tilewright.targets.lower.tiles import (
     pack_for_positions,
     sparse_steps,
 )
-from tilewright.targets.lower.window import Window
+from tilewright.targets.lower.window import Window, collapse
 
 _WORD = 4  # int8 weights
 POSITION_ROWS = 4  # output channels of a tile where lanes are positions
@@ -112,7 +112,7 @@ def call_tiles(
         source=places.source,
         tail=places.tail,
         parallel=places.count * packed.steps >= PARALLEL_MACS,
-        split_positions=_split_positions(matrix, places.count, packed),
+        split_positions=_split_positions(matrix, places.count),
         together=_together(packed),
         weights=matrix.dtype.name,
     )
@@ -143,15 +143,13 @@ def choose(
     lowering: Lowering, node: gs.Node, problem: Problem, shape: tuple[int, ...]
 ) -> Choice:
     """Choose lane order, tile and sparse or dense for a layer with results of `shape`."""
-    matrix, channel = problem.matrix, problem.channel
+    matrix = problem.matrix
     positions = math.prod(shape) // matrix.shape[0]
     order = lowering.target.order_for(positions)
     zeros = 1 - np.count_nonzero(matrix) / matrix.size
     least = float(lowering.target.settings.get("min_sparse_share", 0.0))
-    # A convolution's lanes run along its maps, not over images.
-    first = 2 if node.op == "Conv" else 0
-    last = [n for a, n in enumerate(shape) if a != channel and a >= first and n > 1]
-    if order.lanes == "positions" and last:
+    extent = _run_of_positions(node, problem)
+    if order.lanes == "positions" and extent > 1:
         sparse, dense = sparse_steps(matrix, POSITION_ROWS), dense_steps(matrix, POSITION_ROWS)
         if zeros >= least and sparse < dense:
             gain = f"{zeros:.0%} zeros"
@@ -159,10 +157,10 @@ def choose(
                 gain += f", an estimated {dense / sparse:.1f}x fewer steps"
             return Choice("positions", False, POSITION_ROWS, f"{POSITION_ROWS}x1", gain)
         why = f"{zeros:.0%} zeros" + (" in no common tiles" if zeros >= least else "")
-        if not _wasteful(lowering, last[-1]) or matrix.shape[0] < lowering.isa.lanes:
+        if not _wasteful(lowering, extent) or matrix.shape[0] < lowering.isa.lanes:
             rows = _dense_rows(lowering.isa, positions, matrix)
             return Choice("positions", True, rows, f"{rows}x1", why)
-        why += f"; {last[-1]} positions would leave lanes idle"
+        why += f"; {extent} positions would leave lanes idle"
         return Choice("channels", True, _DENSE_CHANNELS, f"{_DENSE_CHANNELS}x1", why)
     rows = order.tile.outputs if order.lanes == "channels" else 32
     kept = sum(
@@ -196,9 +194,20 @@ def _dense_rows(isa: Isa, positions: int, matrix: np.ndarray) -> int:
     return min(heights, key=reads)
 
 
+def _run_of_positions(node: gs.Node, problem: Problem) -> int:
+    """Return how many positions lanes may run along: a whole map, or a row of a padded one.
+
+    A convolution's do not run over images, another layer's not over batches.
+    """
+    source = problem.source
+    if node.op == "Conv":
+        return collapse(source.shape[1:], [source.strides[1:]])[0][-1]
+    return next((n for n in reversed(source.shape) if n > 1), 1)
+
+
 def _wasteful(lowering: Lowering, extent: int) -> bool:
     lanes = lowering.isa.width_for(extent)
-    return len(vector_starts(extent, lanes)) * lowering.isa.lanes > 1.15 * extent
+    return len(vector_starts(extent, lanes)) * lowering.isa.lanes > 1.35 * extent
 
 
 def _pack(
@@ -209,10 +218,9 @@ def _pack(
     return pack_for_channels(matrix, offsets, lowering.isa, choice.rows, choice.dense)
 
 
-def _split_positions(matrix: np.ndarray, positions: int, packed: PackedTiles) -> bool:
+def _split_positions(matrix: np.ndarray, positions: int) -> bool:
     """Threads share positions where there is more to read of them than of weights."""
-    activations = matrix.shape[1] * positions
-    return activations > packed.values.size and positions >= 2048
+    return matrix.shape[1] * positions > np.count_nonzero(matrix) and positions >= 2048
 
 
 def _together(packed: PackedTiles) -> int:

@@ -12,6 +12,7 @@ from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source
 from tilewright.targets.kernels.map import MapKernel
 from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.lower.chains import DTYPES, ChainBuilder, is_elementwise, with_bare_axes
+from tilewright.targets.lower.fusion import fuse_planes
 from tilewright.targets.lower.program import Island, Program
 from tilewright.targets.lower.quantized import (
     IntegerLayer,
@@ -63,6 +64,7 @@ class Lowering:
             self._lower(region)
         for tensor in self.graph.outputs:
             self.program.outputs[tensor.name] = self.window(tensor)
+        fuse_planes(self.program)
         return self.program
 
     def window(self, tensor: gs.Tensor) -> Window:

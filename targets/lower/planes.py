@@ -7,9 +7,11 @@ import onnx_graphsurgeon as gs
 
 from tilewright.graph import static_shape
 from tilewright.targets.kernels.blocks import Strides
-from tilewright.targets.kernels.planes import PadKernel, PlaneKernel, PlaneShape
+from tilewright.targets.kernels.planes import PadKernel, PlaneShape
 from tilewright.targets.kernels.tail import Tail
+from tilewright.targets.kernels.windows import PlaneKernel
 from tilewright.targets.lower.lowering import Lowering, NotLowered
+from tilewright.targets.lower.program import LAUNCH, Ref
 from tilewright.targets.lower.quantized import lowered_layer
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.window import Window
@@ -158,7 +160,9 @@ def _lower_planes(
         multiplier=multiplier,
     )
     lowering.program.call(
-        kernel, [window, *fixed, *operands, *outputs], [n.name for n in region.nodes]
+        kernel,
+        [*fixed, *operands, *outputs, window, Ref(LAUNCH)],
+        [n.name for n in region.nodes],
     )
 
 

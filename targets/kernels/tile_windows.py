@@ -1,0 +1,96 @@
+"""The kernel of a layer and the window behind it: what is between stays in a cache."""
+
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from tilewright.targets.kernels.blocks import cut
+from tilewright.targets.kernels.pen import Expr, Local, Pen
+from tilewright.targets.kernels.tile import FIRST, LAUNCH, TileKernel, vectors_beside
+from tilewright.targets.kernels.windows import PlaneKernel
+
+
+@dataclass(frozen=True)
+class TilePlaneKernel:
+    """A layer's tiles straight into a window: what is between stays in a cache.
+
+    A tile's rows are planes: they are computed into a scratch, and the window moves over them
+    at once. Arguments are the layer's (its tail has no outputs), then the plane kernel's but
+    for its source.
+    """
+
+    layer: TileKernel
+    plane: PlaneKernel
+
+    @property
+    def name(self) -> str:
+        """A readable stem for the function's name."""
+        return f"tile_{self.plane.name}"
+
+    def kinds(self) -> tuple[str, ...]:
+        """Base arrays of the arguments."""
+        return (*self.layer.kinds(), *self.plane.behind_source())
+
+    def write(self, pen: Pen) -> None:
+        """Write the function's body."""
+        for group, height in enumerate(self.layer.heights):
+            self._group(pen, group, height)
+
+    def _group(self, pen: Pen, group: int, height: int) -> None:
+        """Run the tiles of one height; the threads share slices before they share tiles."""
+        layer, plane = self.layer, self.plane
+        behind = pen.behind(len(layer.kinds()))
+        parallel = layer.parallel or plane.parallel
+        shares = pen.register(pen.load(LAUNCH, 0)) if parallel else 1
+        with pen.parallel(shares, parallel) as share:
+            scratch = plane.scratch(behind)
+            # Reading every other column touches some behind the last.
+            planes = pen.local(height * plane.rows * plane.shape.width + pen.isa.lanes)
+            first, tiles = layer.group(pen, group)
+            count = pen.register(tiles * (plane.images * plane.slices))
+            low = pen.register(share * count // shares)
+            high = pen.register((share + 1) * count // shares)
+            with pen.serial(high - low) as i:
+                flat = pen.register(low + i)
+                tile = pen.register(first + flat % tiles)
+                b = pen.register(flat // (tiles * plane.slices))
+                y = pen.register(flat // tiles % plane.slices * plane.slice.out_height)
+                above = y * plane.shape.stride[0] - plane.shape.top
+                last = plane.shape.height - plane.rows
+                start = pen.register(tirx.max(tirx.min(above, last), 0))
+                self._tile(pen, planes, height, b, start, tile)
+                with pen.serial(height) as r:
+                    n = pen.register(layer.row(pen, tile, r))
+
+                    def read(row: Expr, column: Expr, width: int, r: Expr = r) -> Expr:
+                        inside = r * plane.rows + (row - start)
+                        return planes.load(inside * plane.shape.width + column, width)
+
+                    plane.compute(behind, scratch, read, b, n, y)
+
+    def _tile(
+        self,
+        pen: Pen,
+        planes: Local,
+        height: int,
+        b: Expr,
+        start: Expr,
+        tile: Expr,
+    ) -> None:
+        """Compute a tile's planes from row `start` on."""
+        layer, plane, width = self.layer, self.plane, self.plane.shape.width
+        # The layer may see a map as one row of positions.
+        flat = layer.height == 1
+        extents = (1, plane.rows * width) if flat else (plane.rows, width)
+        lanes = pen.isa.width_for(extents[1])
+        y0, x0 = (0, start * width) if flat else (start, 0)
+        for nest in cut(*extents, lanes, vectors_beside(pen.isa, height)):
+            with (
+                nest.walk(pen) as (y, x),
+                layer.rows_of_block(pen, height, lanes, nest, b, y0 + y, x0 + x, tile) as rows,
+            ):
+                r, n, cells = rows
+                for row, column, value in cells:
+                    (result,) = layer.tail.run(pen, FIRST, value, (b, n, row, column), lanes)
+                    at = (r * plane.rows - start) * width + (row * width + column)
+                    planes.store(at, result, lanes)
