@@ -230,7 +230,8 @@ class Math:
         """Error function."""
         x = self.clamp(x, -4.0, 4.0)
         square = self.keep(x * x)
-        return x * self.polynomial(square, _ERF_ODD) / self.polynomial(square, _ERF_EVEN)
+        above = self.keep(x * self.polynomial(square, _ERF_ODD))
+        return self.ratio(above, self.polynomial(square, _ERF_EVEN))
 
     def tanh(self, x: Expr) -> Expr:
         """Hyperbolic tangent (a rational minimax, as in Eigen)."""
@@ -240,8 +241,31 @@ class Math:
         return x * self.polynomial(square, _TANH_ODD) / self.polynomial(square, _TANH_EVEN)
 
     def sigmoid(self, x: Expr) -> Expr:
-        """1 / (1 + e^-x)."""
-        return self.f(1.0) / (self.f(1.0) + self.exp(self.f(0.0) - x))
+        """1 / (1 + e^-x); 0 where that is below 2^-92."""
+        below = self.keep(self.f(1.0) + self.exp(self.at_most(64.0, self.f(0.0) - x)))
+        result = self.ratio(self.f(1.0), below)
+        return self.keep(tirx.Select(x < self.f(-64.0), self.f(0.0), result))
+
+    def ratio(self, a: Expr, b: Expr) -> Expr:
+        """Divide a by b to a unit in the last place; |b| and |1 / b| are up to 2^100.
+
+        A division of 16 lanes keeps a multiplier busy for as long as 16 products. An estimate
+        of 1 / b, a Newton step and a correction by the remainder take six.
+        """
+        estimates = {
+            (16, 16): "llvm.x86.avx512.rcp14.ps.512",
+            (16, 8): "llvm.x86.avx512.rcp14.ps.256",
+            (8, 8): "llvm.x86.avx.rcp.ps.256",
+        }
+        name = estimates.get((self.pen.isa.lanes, self.width))
+        if name is None:
+            return self.keep(a / b)
+        masked = (b, tirx.const(-1, "int16" if self.width == 16 else "int8"))
+        rest = masked if "avx512" in name else ()
+        estimate = self.keep(tirx.call_llvm_pure_intrin(self.typed("float32"), name, b, *rest))
+        inverse = self.keep(estimate * (self.f(2.0) - b * estimate))
+        quotient = self.keep(a * inverse)
+        return self.keep(quotient + inverse * (a - b * quotient))
 
     def llvm(self, intrinsic: str, *operands: Expr) -> Expr:
         """Apply a vector instruction that LLVM has a name for: sqrt, floor, ceil, fabs."""

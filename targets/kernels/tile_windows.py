@@ -9,14 +9,16 @@ from tilewright.targets.kernels.pen import Expr, Local, Pen
 from tilewright.targets.kernels.tile import FIRST, LAUNCH, TileKernel, vectors_beside
 from tilewright.targets.kernels.windows import PlaneKernel
 
+_CACHED = 1 << 16  # elements of planes that stay in a second-level cache, beside weights
+
 
 @dataclass(frozen=True)
 class TilePlaneKernel:
     """A layer's tiles straight into a window: what is between stays in a cache.
 
-    A tile's rows are planes: they are computed into a scratch, and the window moves over them
-    at once. Arguments are the layer's (its tail has no outputs), then the plane kernel's but
-    for its source.
+    The rows of tiles are planes: some are computed into a scratch, and the window moves over
+    them at once. Arguments are the layer's (its tail has no outputs), then the plane kernel's
+    but for its source.
     """
 
     layer: TileKernel
@@ -42,42 +44,50 @@ class TilePlaneKernel:
         behind = pen.behind(len(layer.kinds()))
         parallel = layer.parallel or plane.parallel
         shares = pen.register(pen.load(LAUNCH, 0)) if parallel else 1
+        size = height * plane.rows * plane.shape.width
+        most = max(1, _CACHED // size)
         with pen.parallel(shares, parallel) as share:
             scratch = plane.scratch(behind)
             # Reading every other column touches some behind the last.
-            planes = pen.local(height * plane.rows * plane.shape.width + pen.isa.lanes)
+            planes = pen.local(most * size + pen.isa.lanes)
             first, tiles = layer.group(pen, group)
             count = pen.register(tiles * (plane.images * plane.slices))
             low = pen.register(share * count // shares)
             high = pen.register((share + 1) * count // shares)
-            with pen.serial(high - low) as i:
-                flat = pen.register(low + i)
-                tile = pen.register(first + flat % tiles)
-                b = pen.register(flat // (tiles * plane.slices))
-                y = pen.register(flat // tiles % plane.slices * plane.slice.out_height)
+            whole = pen.register(low // tiles)
+            with pen.serial((high + tiles - 1) // tiles - whole) as i:
+                part = pen.register(whole + i)
+                begin = pen.register(tirx.max(low - part * tiles, 0))
+                end = pen.register(tirx.min(high - part * tiles, tiles))
+                b = pen.register(part // plane.slices)
+                y = pen.register(part % plane.slices * plane.slice.out_height)
                 above = y * plane.shape.stride[0] - plane.shape.top
                 last = plane.shape.height - plane.rows
                 start = pen.register(tirx.max(tirx.min(above, last), 0))
-                self._tile(pen, planes, height, b, start, tile)
-                with pen.serial(height) as r:
-                    n = pen.register(layer.row(pen, tile, r))
+                with pen.serial((end - begin + most - 1) // most) as batch:
+                    tile = pen.register(begin + batch * most)
+                    each = pen.register(tirx.min(end - tile, most))
+                    self._tiles(pen, planes, height, b, start, first + tile, each)
+                    with pen.serial(each * height) as r:
+                        n = pen.register(layer.row(pen, first + tile + r // height, r % height))
 
-                    def read(row: Expr, column: Expr, width: int, r: Expr = r) -> Expr:
-                        inside = r * plane.rows + (row - start)
-                        return planes.load(inside * plane.shape.width + column, width)
+                        def read(row: Expr, column: Expr, width: int, r: Expr = r) -> Expr:
+                            inside = r * plane.rows + (row - start)
+                            return planes.load(inside * plane.shape.width + column, width)
 
-                    plane.compute(behind, scratch, read, b, n, y)
+                        plane.compute(behind, scratch, read, b, n, y)
 
-    def _tile(
+    def _tiles(
         self,
         pen: Pen,
         planes: Local,
         height: int,
         b: Expr,
         start: Expr,
-        tile: Expr,
+        first: Expr,
+        count: Expr,
     ) -> None:
-        """Compute a tile's planes from row `start` on."""
+        """Compute the planes of some tiles from row `start` on."""
         layer, plane, width = self.layer, self.plane, self.plane.shape.width
         # The layer may see a map as one row of positions.
         flat = layer.height == 1
@@ -87,10 +97,13 @@ class TilePlaneKernel:
         for nest in cut(*extents, lanes, vectors_beside(pen.isa, height)):
             with (
                 nest.walk(pen) as (y, x),
-                layer.rows_of_block(pen, height, lanes, nest, b, y0 + y, x0 + x, tile) as rows,
+                pen.serial(count) as tile,
+                layer.rows_of_block(
+                    pen, height, lanes, nest, b, y0 + y, x0 + x, first + tile
+                ) as rows,
             ):
                 r, n, cells = rows
+                own = pen.register((tile * height + r) * plane.rows - start)
                 for row, column, value in cells:
                     (result,) = layer.tail.run(pen, FIRST, value, (b, n, row, column), lanes)
-                    at = (r * plane.rows - start) * width + (row * width + column)
-                    planes.store(at, result, lanes)
+                    planes.store((own + row) * width + column, result, lanes)

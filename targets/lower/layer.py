@@ -36,6 +36,7 @@ from tilewright.targets.lower.window import Window, collapse
 _WORD = 4  # int8 weights
 POSITION_ROWS = 4  # output channels of a tile where lanes are positions
 _CACHED_BYTES = 1 << 18  # of weights that stay in a second-level cache, beside activations
+_SHARED = 400  # positions from which on threads may share them
 _NEAR_BYTES = 1 << 15  # of activations that stay in a first-level cache, beside weights
 _DENSE_CHANNELS = 64  # and of a dense tile where lanes are channels
 
@@ -220,7 +221,7 @@ def _pack(
 
 def _split_positions(matrix: np.ndarray, positions: int) -> bool:
     """Threads share positions where there is more to read of them than of weights."""
-    return matrix.shape[1] * positions > np.count_nonzero(matrix) and positions >= 2048
+    return matrix.shape[1] * positions > np.count_nonzero(matrix) and positions >= _SHARED
 
 
 def _together(packed: PackedTiles) -> int:
