@@ -7,5 +7,6 @@ PASSES: dict[str, str] = {
     "prune-tiles": "tilewright.passes.prune.tiles:PruneTiles",
     "prune-weights": "tilewright.passes.prune.magnitude:PruneWeights",
     "quantize": "tilewright.passes.quantize.static:Quantize",
+    "quantize-blocks": "tilewright.passes.quantize.blocks:QuantizeBlocks",
     "remove-identities": "tilewright.passes.clean.remove_identities:RemoveIdentities",
 }

@@ -1,6 +1,6 @@
 """Cost: multiplications and weights of each node, counted from shapes, not measured."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from tilewright.graph import Graph, is_constant, static_shape
 from tilewright.layers import linear_layer
+from tilewright.nbits import BlockWeights, block_weights
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ def node_costs(graph: Graph) -> Iterator[NodeCost]:
         fresh = [t for t in node.inputs if is_constant(t) and t.name not in counted]
         counted.update(t.name for t in fresh)
         macs, active_macs = _macs(node)
+        counts = [_count(t.values, _packed(node)) for t in fresh]
         yield NodeCost(
             name=node.name,
             op=node.op,
             macs=macs,
             active_macs=active_macs,
-            parameters=sum(t.values.size for t in fresh),
-            active=sum(int(np.count_nonzero(t.values)) for t in fresh),
+            parameters=sum(size for size, _ in counts),
+            active=sum(active for _, active in counts),
             weight_bytes=sum(t.values.nbytes for t in fresh),
         )
 
@@ -53,8 +55,28 @@ def parameter_bytes(graph: Graph) -> int:
 
 def parameter_counts(graph: Graph) -> tuple[int, int]:
     """Return how many weights there are, and how many are not zero."""
-    weights = _weights(graph)
-    return sum(v.size for v in weights), sum(int(np.count_nonzero(v)) for v in weights)
+    packed = {
+        key: weights
+        for scope in graph.scopes()
+        for node in scope.nodes
+        for key, weights in _packed(node).items()
+    }
+    counts = [_count(values, packed) for values in _weights(graph)]
+    return sum(size for size, _ in counts), sum(active for _, active in counts)
+
+
+def _packed(node: gs.Node) -> dict[int, BlockWeights]:
+    """Return a node's 4-bit weights, two a byte, by the identity of the array of bytes."""
+    weights = block_weights(node)
+    return {} if weights is None else {id(node.inputs[1].values): weights}
+
+
+def _count(values: np.ndarray, packed: Mapping[int, BlockWeights]) -> tuple[int, int]:
+    """Return how many weights an array holds, and how many are not zero."""
+    weights = packed.get(id(values))
+    if weights is None:
+        return values.size, int(np.count_nonzero(values))
+    return len(weights.values) * weights.inputs, weights.active()
 
 
 def _weights(graph: Graph) -> list[np.ndarray]:
@@ -80,6 +102,12 @@ def _macs(node: gs.Node) -> tuple[int, int]:
     if layer is not None:
         active = int(np.count_nonzero(layer.weight.values))
         return layer.outputs * layer.inputs * layer.positions, active * layer.positions
+    weights = block_weights(node)
+    if weights is not None:
+        out = static_shape(node.outputs[0])
+        positions = 0 if out is None else int(np.prod(out[:-1], dtype=np.int64))
+        each = len(weights.values) * weights.inputs
+        return each * positions, weights.active() * positions
     if node.op == "MatMul":
         left, out = static_shape(node.inputs[0]), static_shape(node.outputs[0])
         if left and out is not None:

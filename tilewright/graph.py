@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from tilewright.schemas import register_schemas
+
 # Initializers above this size stay out of protobuf messages, whose limit is 2 GiB in all.
 EXTERNAL_BYTES = 1 << 20
 _PROTOBUF_BYTES = 1 << 27
@@ -145,6 +147,7 @@ class Graph:
 
     def infer_shapes(self) -> "Graph":
         """Fill in what the operator definitions say of shapes and dtypes, in place."""
+        register_schemas()
         inferred = onnx.shape_inference.infer_shapes(
             self.skeleton(), strict_mode=False, data_prop=True
         )

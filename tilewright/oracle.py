@@ -13,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.memory import return_freed_memory
+from tilewright.nbits import in_floats
 
 # A message is built, serialised and parsed: three copies. Large models go through files.
 _MESSAGE_BYTES = 1 << 27
@@ -51,6 +52,8 @@ def session(
         if isinstance(model, Path):
             return_freed_memory()
             return ort.InferenceSession(model, options)
+        if isinstance(model, Graph):
+            model = in_floats(model)
         if _bytes(model) < _MESSAGE_BYTES:
             message = model.to_onnx() if isinstance(model, Graph) else model
             return ort.InferenceSession(message.SerializeToString(), options)

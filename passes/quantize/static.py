@@ -12,6 +12,7 @@ from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
 from tilewright.layers import Layer, linear_layers
 from tilewright.opset import with_opset
+from tilewright.passes.quantize.names import free_stem
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Walk
 
@@ -139,7 +140,7 @@ def _through_uint8(graph: Graph, tensor: gs.Tensor, low: float, high: float) -> 
     """Append the two nodes that take a tensor to uint8 and back; return what comes out."""
     scale = np.float32((high - low) / _STEPS) or np.float32(1.0)
     zero = np.uint8(np.clip(round(-low / float(scale)), 0, _STEPS))
-    stem = _free_stem(graph, tensor.name)
+    stem = free_stem(graph, tensor.name)
     parameters = [
         constant(f"{stem}/scale", np.asarray(scale, np.float32)),
         constant(f"{stem}/zero_point", np.asarray(zero, np.uint8)),
@@ -167,7 +168,7 @@ def _int8_weights(graph: Graph, layer: Layer) -> gs.Variable:
     scales = np.maximum(scales, np.finfo(np.float32).tiny)
     spread = scales.reshape([-1 if a == axis else 1 for a in range(weight.values.ndim)])
     values = np.clip(np.rint(weight.values / spread), -_WEIGHT_STEPS, _WEIGHT_STEPS)
-    stem = _free_stem(graph, weight.name)
+    stem = free_stem(graph, weight.name)
     inputs = [
         constant(f"{stem}/int8", values.astype(np.int8)),
         constant(f"{stem}/scales", scales),
@@ -177,12 +178,3 @@ def _int8_weights(graph: Graph, layer: Layer) -> gs.Variable:
     node = gs.Node("DequantizeLinear", f"{stem}/dequantize", {"axis": axis}, inputs, [back])
     graph.gs.nodes.append(node)
     return back
-
-
-def _free_stem(graph: Graph, name: str) -> str:
-    """Return a name that no other tensor's or node's begins with, but for `name` itself."""
-    taken = {t for scope in graph.scopes() for t in scope.tensors()}
-    taken |= {str(node.name) for scope in graph.scopes() for node in scope.nodes}
-    while any(other.startswith(f"{name}/") for other in taken):
-        name += "_"
-    return name

@@ -6,6 +6,7 @@ from tilewright.targets.lower.copies import lower_concat, lower_gather, lower_pa
 from tilewright.targets.lower.integer import lower_integers
 from tilewright.targets.lower.layer import lower_layer
 from tilewright.targets.lower.lowering import Lower, Lowering
+from tilewright.targets.lower.nibbles import lower_nibbles
 from tilewright.targets.lower.planes import lower_depthwise, lower_pool
 from tilewright.targets.lower.product import lower_product
 from tilewright.targets.lower.reductions import (
@@ -48,6 +49,7 @@ ANCHORS: dict[str, Lower] = {
     "Conv": lower_conv,
     "Gemm": lower_matrix,
     "MatMul": lower_matmul,
+    "MatMulNBits": lower_nibbles,
     "ConvTranspose": lower_conv_transpose,
     "MaxPool": lower_pool,
     "AveragePool": lower_pool,

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import Graph, is_constant, static_shape
+from tilewright.nbits import has_blocks
 from tilewright.protocol import Note, Report
 from tilewright.target import Target
 from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source
@@ -318,7 +319,7 @@ class Lowering:
             self.map_region(Region((node,)))
 
     def _refusal(self, node: gs.Node) -> str | None:
-        if node.domain not in (None, "", "ai.onnx"):
+        if node.domain not in (None, "", "ai.onnx") and not has_blocks(node):
             return f"{node.domain}.{node.op} is not a standard operator"
         known = node.op in VIEWS or node.op in self._anchors
         if not known and node.op not in OPERATORS:
@@ -372,7 +373,7 @@ class Lowering:
 _ANY_DTYPE = frozenset({"Concat", "Gather", "Pad"})
 # Anchors whose kernels end in a chain.
 FUSING = frozenset(
-    {"Conv", "Gemm", "MatMul", "MaxPool", "AveragePool", "GlobalAveragePool"}
+    {"Conv", "Gemm", "MatMul", "MatMulNBits", "MaxPool", "AveragePool", "GlobalAveragePool"}
     | {"LayerNormalization"}
     | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"}
 )

@@ -205,7 +205,7 @@ def _bias_window(
     lowering: Lowering, node: gs.Node, shape: tuple[int, ...], channel: int
 ) -> Window | None:
     """Return a layer's bias, scaled and in the result's shape, or None where it has none."""
-    if node.op == "MatMul" or len(node.inputs) < 3 or not node.inputs[2].name:
+    if node.op not in ("Conv", "Gemm") or len(node.inputs) < 3 or not node.inputs[2].name:
         return None
     tensor = node.inputs[2]
     beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0

@@ -258,6 +258,15 @@ def test_outputs_are_copies_that_the_next_run_leaves_alone() -> None:
     assert first["z"].tolist() == [1.0] * 3
 
 
+def test_memory_of_outputs_is_used_again_once_nothing_refers_to_it() -> None:
+    run, _ = built(graph_of("g (float[300] x) => (float[300] y) { y = Neg(x) }"))
+    held = run({"x": np.ones(300, np.float32)})["y"][10:20]
+    let_go = run({"x": np.zeros(300, np.float32)})["y"].ctypes.data
+    answer = run({"x": np.zeros(300, np.float32)})["y"]
+    assert answer.ctypes.data == let_go
+    assert held.tolist() == [-1.0] * 10
+
+
 @every_isa
 def test_scalars_and_tensors_of_one_element(isa: str) -> None:
     graph = graph_of(
