@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
 from tilewright.targets.kernels.blocks import Nest, cut
-from tilewright.targets.kernels.elementwise import Chain, run_chain
+from tilewright.targets.kernels.elementwise import Chain, number, run_chain
 from tilewright.targets.kernels.map import indices_of
 from tilewright.targets.kernels.pen import Expr, Pen
 from tilewright.targets.kernels.tile import each_row, outer_product, vectors_beside
@@ -90,6 +91,63 @@ class ProductKernel:
         stored = run_chain(pen, self.chain, value, operand, lanes)
         for k, (out, strides) in enumerate(zip(stored, self.outputs, strict=True)):
             pen.store(2 + len(self.operands) + k, _place(place, strides), out, lanes)
+
+
+@dataclass(frozen=True)
+class DotKernel(ProductKernel):
+    """The same product where neither operand has its columns or rows side by side.
+
+    Both have their depth there, and lanes run along it: a vector is loaded from each row of
+    each, and the sums of as many columns as there are lanes are folded into one vector.
+    """
+
+    name = "dot"
+
+    def write(self, pen: Pen) -> None:
+        """Write the function's body. `depth` fills vectors."""
+        rows = math.prod(self.batch) * self.rows
+        deep = range(0, self.depth, pen.isa.lanes)
+        lanes = pen.isa.width_for(self.columns)
+        with pen.parallel(rows, rows * self.columns * self.depth >= _PARALLEL_MACS) as flat:
+            at = indices_of(pen, flat // self.rows, list(self.batch))
+            r = pen.register(flat % self.rows)
+            left = pen.register(_place([*at, r], self.scalars))
+            row = [pen.register(pen.load(0, left + d, pen.isa.lanes)) for d in deep]
+            for nest in cut(1, self.columns, lanes, 1):
+                with nest.walk(pen) as (_, v):
+                    right = pen.register(_place([*at, v], self.vectors))
+                    step = self.vectors[-2]
+                    dots = []
+                    for i in range(lanes):
+                        total = pen.local(pen.isa.lanes)
+                        total.store(0, number(0.0, "float32", pen.isa.lanes), pen.isa.lanes)
+                        for d, part in zip(deep, row, strict=True):
+                            other = pen.load(1, right + (i * step + d), pen.isa.lanes)
+                            value = total.load(0, pen.isa.lanes) + part * other
+                            total.store(0, value, pen.isa.lanes)
+                        dots.append(pen.register(total.load(0, pen.isa.lanes)))
+                    self._store(pen, [*at, r, v], _folded(pen, dots), lanes)
+
+
+def _folded(pen: Pen, vectors: list[Expr]) -> Expr:
+    """Return the sums over the lanes of each of 2^n vectors, as one vector."""
+    lanes, count = pen.isa.lanes, len(vectors)
+    wide = range(0, 2 * lanes, 2)
+    for level in range(lanes.bit_length() - 1):
+        # Pairs of lanes are added; as long as there are two vectors, one takes both results.
+        alone = 1 << level >= count
+        pairs = (
+            [(x, x) for x in vectors]
+            if alone
+            else list(zip(vectors[::2], vectors[1::2], strict=True))
+        )
+        vectors = [
+            pen.register(
+                T.Shuffle([x, y], list(wide)) + T.Shuffle([x, y], [i + 1 for i in wide])
+            )
+            for x, y in pairs
+        ]
+    return vectors[0] if count == lanes else T.Shuffle(vectors, list(range(count)))
 
 
 def _place(at: list[Expr], strides: tuple[int, ...]) -> Expr:

@@ -1,7 +1,7 @@
 """The product of two activations."""
 
 from tilewright.graph import static_shape
-from tilewright.targets.kernels.product import ProductKernel
+from tilewright.targets.kernels.product import DotKernel, ProductKernel
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.window import collapse
@@ -40,7 +40,9 @@ def lower_product(lowering: Lowering, region: Region) -> None:
     )
     count = len(operands)
     ends = [(w.strides[other_axis], w.strides[lane_axis]) for w in windows]
-    kernel = ProductKernel(
+    # Loading every so many elements into lanes takes as long as loading each by itself.
+    apart = vector_walk[0] != 1 and (scalar_walk[1], vector_walk[1]) == (1, 1)
+    kernel = (DotKernel if apart and not depth % lowering.isa.lanes else ProductKernel)(
         batch=dims,
         rows=shape[other_axis],
         columns=shape[lane_axis],

@@ -18,6 +18,9 @@ from tilewright.targets import FOLDER
 from tilewright.targets.cpu import CpuBackend, isa_of
 from tilewright.targets.cpu_program import cpu_flags
 from tilewright.targets.kernels.pen import Isa
+from tilewright.targets.lower.anchors import ANCHORS
+from tilewright.targets.lower.lowering import Lowering
+from tilewright.targets.lower.program import Call
 
 
 class Within(NamedTuple):
@@ -85,6 +88,12 @@ def agree(
         assert found[name].shape == values.shape, name
         np.testing.assert_allclose(found[name], values, *within, err_msg=name)
     return made
+
+
+def kernels(graph: Graph) -> list[str]:
+    """Return the names of the kernels that a graph becomes, in order."""
+    program = Lowering(graph, cpu(), vector_unit("avx2"), ANCHORS).run(silent)
+    return [step.kernel.name for step in program.steps if isinstance(step, Call)]
 
 
 def islands(made: Build) -> list[str]:

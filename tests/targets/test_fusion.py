@@ -10,25 +10,15 @@ from tests.targets.builds import (
     NEAR,
     agree,
     built,
-    cpu,
     every_isa,
     graph_of,
+    kernels,
     normal_feeds,
-    vector_unit,
 )
 from tilewright import oracle
 from tilewright.graph import Graph
-from tilewright.protocol import silent
-from tilewright.targets.lower.anchors import ANCHORS
-from tilewright.targets.lower.lowering import Lowering
-from tilewright.targets.lower.program import Call
 
 few = settings(deadline=None, max_examples=8)
-
-
-def kernels(graph: Graph) -> list[str]:
-    program = Lowering(graph, cpu(), vector_unit("avx2"), ANCHORS).run(silent)
-    return [step.kernel.name for step in program.steps if isinstance(step, Call)]
 
 
 def with_zeros(*shape: int) -> np.ndarray:

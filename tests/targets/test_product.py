@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small_models import normal
-from tests.targets.builds import Within, agree, every_isa, graph_of, islands, normal_feeds
+from tests.targets.builds import (
+    Within,
+    agree,
+    every_isa,
+    graph_of,
+    islands,
+    kernels,
+    normal_feeds,
+)
 from tilewright.graph import Graph
 
 # Sums of up to 70 products of unit normals, added up in another order.
@@ -92,3 +100,32 @@ def test_attention_of_several_heads_agrees() -> None:
         )
         == []
     )
+
+
+@every_isa
+@settings(deadline=None, max_examples=8)
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 40),
+    depth=st.sampled_from([16, 48, 64]),
+    heads=st.sampled_from([1, 3]),
+)
+def test_queries_and_keys_that_lie_row_by_row_agree(
+    isa: str, rows: int, columns: int, depth: int, heads: int
+) -> None:
+    graph = graph_of(
+        f"g (float[2,3,{rows},{depth}] q, float[2,{heads},{columns},{depth}] k,"
+        f" float[2,1,1,{columns}] mask) => (float[2,3,{rows},{columns}] y)"
+        " { t = Transpose <perm = [0, 1, 3, 2]> (k) p = MatMul(q, t) s = Mul(p, half)"
+        " y = Add(s, mask) }",
+        half=np.array(0.5, np.float32),
+    )
+    agree(graph, normal_feeds(graph), isa, within=SUMS)
+
+
+def test_one_query_on_cached_keys_is_a_dot_product_a_key() -> None:
+    graph = graph_of(
+        "g (float[1,9,1,64] q, float[1,9,33,64] k) => (float[1,9,1,33] y)"
+        " { t = Transpose <perm = [0, 1, 3, 2]> (k) y = MatMul(q, t) }"
+    )
+    assert kernels(graph) == ["dot"]
