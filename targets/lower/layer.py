@@ -181,7 +181,7 @@ def _dense_rows(isa: Isa, positions: int, matrix: np.ndarray) -> int:
     Each of v vectors of activations is read once for all rows, and each row's weight once for
     all vectors. The weights come from the first-level cache, and so do activations that fit
     there; those that do not are three times as dear, as measured. There are eight tiles at
-    least, so that threads can share them evenly.
+    least, so that threads can share them evenly, where they do not share positions.
     """
     outputs, inputs = matrix.shape
 
@@ -191,7 +191,12 @@ def _dense_rows(isa: Isa, positions: int, matrix: np.ndarray) -> int:
         fits = inputs * vectors / blocks * isa.lanes * 4 <= _NEAR_BYTES
         return (0.3 if fits else 1.0) / rows + 0.3 * blocks / vectors
 
-    heights = [rows for rows in (4, 6, 8, 12) if rows == 4 or outputs >= 8 * rows]
+    shared = _split_positions(matrix, positions)
+    heights = [
+        rows
+        for rows in (4, 6, 8, 12)
+        if rows == 4 or outputs >= 8 * rows or (shared and not outputs % rows)
+    ]
     return min(heights, key=reads)
 
 
