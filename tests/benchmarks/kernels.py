@@ -1,16 +1,19 @@
 """Time the tile kernel on layers of real models, as a share of what the machine can multiply.
 
-    python tests/benchmarks/kernels.py --threads 2 --sparsity 0,0.6
+    python tests/benchmarks/kernels.py --threads 2 --sparsity 0,0.6 --precision fp32,int8
 
-One row a layer: positions x inputs x outputs, the median and least time, GFLOP/s on the weights
-that are not zero, and their share of the peak: independent multiply-adds on registers, measured
-before and after, since machines change their speed. Zeros are whole tiles, at random.
+One row a layer: positions x inputs x outputs, the median and least time, billions of
+operations a second on the weights that are not zero, and their share of the peak: independent
+multiply-adds on registers, measured before and after, since machines change their speed. For
+int8 the peak is four times that of floats, which is what vpdpbusd does; AMX may exceed it. Zeros
+are whole tiles, at random.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +66,8 @@ def peak(threads: int) -> float:
             factors = [pen.register(pen.load(0, i * lanes, lanes)) for i in range(4)]
             with pen.serial(rounds):
                 for i, cell in enumerate(sums):
-                    product = cell.load(0, lanes) * factors[i % 3]
-                    cell.store(0, product + factors[3], lanes)
+                    scaled = cell.load(0, lanes) * factors[i % 3]
+                    cell.store(0, scaled + factors[3], lanes)
             total = sum((c.load(0, lanes) for c in sums[1:]), sums[0].load(0, lanes))
             pen.store(0, (thread + 4) * lanes, total, lanes)
 
@@ -81,29 +84,39 @@ def peak(threads: int) -> float:
 
 
 def layer(
-    positions: int, inputs: int, outputs: int, sparsity: float, threads: int
+    positions: int, inputs: int, outputs: int, sparsity: float, precision: str, threads: int
 ) -> tuple[Samples, float]:
-    """Return the times of one layer, and the floating-point operations of its non-zeros."""
+    """Return the times of one layer, and the operations of its non-zeros."""
     r = np.random.default_rng(0)
-    weights = r.standard_normal((inputs, outputs)).astype(np.float32)
-    rows = CPU.order_for(positions).tile.outputs
+    weights = r.integers(1, 127, (inputs, outputs)).astype(np.float32)
+    rows = CPU.order_for(positions, precision).tile.outputs
     for first in range(0, outputs, rows):
         weights[r.permutation(inputs)[: round(sparsity * inputs)], first : first + rows] = 0
     # Activations as layers before leave them: inputs over positions, each on a new cache line.
     stride = -(-positions // LINE) * LINE
+    dtype, w_dtype = ("float", "float32") if precision == "fp32" else ("uint8", "int8")
+    floats = (
+        ""
+        if precision == "fp32"
+        else ("p = DequantizeLinear(t, scale, zero)  q = DequantizeLinear(w, scale, none)")
+    )
+    left, right = ("t", "w") if precision == "fp32" else ("p", "q")
     model = onnx.parser.parse_model(
         f"""<ir_version: 10, opset_import: ["": 17]>
-        g (float[{inputs},{stride}] x) => (float[{positions},{outputs}] y)
-        <int64[1] start = {{0}}, int64[1] end = {{{positions}}}, int64[1] axis = {{1}}> {{
-            s = Slice(x, start, end, axis)  t = Transpose(s)  y = MatMul(t, w)
+        g ({dtype}[{inputs},{stride}] x) => (float[{positions},{outputs}] y)
+        <int64[1] start = {{0}}, int64[1] end = {{{positions}}}, int64[1] axis = {{1}},
+         float scale = {{0.01}}, uint8 zero = {{7}}, int8 none = {{0}}> {{
+            s = Slice(x, start, end, axis)  t = Transpose(s)  {floats}
+            y = MatMul({left}, {right})
         }}"""
     )
-    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights.astype(w_dtype), "w"))
     graph = Graph.from_onnx(model).infer_shapes()
     with tempfile.TemporaryDirectory() as folder:
         CpuBackend().build(graph, CPU, Path(folder), silent)
         executable = CpuBackend().load(Path(folder), threads)
-    executable({"x": r.standard_normal((inputs, stride)).astype(np.float32)})
+    x = r.integers(0, 255, (inputs, stride))
+    executable({"x": x.astype("float32" if precision == "fp32" else "uint8")})
     taken = sample(executable.run_parts, REPEATS, warm_up=5)
     return taken, 2.0 * positions * np.count_nonzero(weights)
 
@@ -113,30 +126,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", default=",".join(LAYERS), help="names, joined by commas")
     parser.add_argument("--sparsity", default="0,0.6", help="shares, joined by commas")
+    parser.add_argument("--precision", default="fp32", help="fp32, int8 or both, by a comma")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
     prepare_pool(given.threads)
     before = peak(given.threads)
     rows, shares = [], []
-    for model in given.models.split(","):
-        for shape in LAYERS[model]:
-            for sparsity in map(float, given.sparsity.split(",")):
-                taken, operations = layer(*shape, sparsity, given.threads)
-                speed = operations / taken.min_ms / 1e6
-                shares.append(speed / before)
-                rows.append(
-                    (
-                        model,
-                        " x ".join(map(str, shape)),
-                        f"{sparsity:g}",
-                        f"{taken.min_ms * 1e3:.1f}, {taken.median_ms * 1e3:.1f}",
-                        f"{speed:.0f}",
-                        f"{speed / before:.0%}",
-                    )
+    for model, precision in product(given.models.split(","), given.precision.split(",")):
+        top = before * (4 if precision == "int8" else 1)
+        for shape, share in product(LAYERS[model], map(float, given.sparsity.split(","))):
+            taken, operations = layer(*shape, share, precision, given.threads)
+            speed = operations / taken.min_ms / 1e6
+            shares.append(speed / top)
+            rows.append(
+                (
+                    model,
+                    " x ".join(map(str, shape)),
+                    precision,
+                    f"{share:g}",
+                    f"{taken.min_ms * 1e3:.1f}, {taken.median_ms * 1e3:.1f}",
+                    f"{speed:.0f}",
+                    f"{speed / top:.0%}",
                 )
-                print("  ".join(rows[-1]), file=sys.stderr, flush=True)
+            )
+            print("  ".join(rows[-1]), file=sys.stderr, flush=True)
     console = Console(as_json=False)
-    columns = ("model", "layer", "sparsity", "us (min, median)", "GFLOP/s", "of the peak")
+    columns = ("model", "layer", "", "sparsity", "us (min, median)", "Gop/s", "of the peak")
     console.table(columns, rows)
     mean = float(np.exp(np.mean(np.log(shares))))
     console.text(
