@@ -5,8 +5,8 @@
 One row a layer: positions x inputs x outputs, the median and least time, billions of
 operations a second on the weights that are not zero, and their share of the peak: independent
 multiply-adds on registers, measured before and after, since machines change their speed. For
-int8 the peak is four times that of floats, which is what vpdpbusd does; AMX may exceed it. Zeros
-are whole tiles, at random.
+int8 the peak is four times that of floats, which is what vpdpbusd does; AMX may exceed it.
+Zeros are whole tiles, at random.
 """
 
 import argparse
