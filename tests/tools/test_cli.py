@@ -471,8 +471,8 @@ def test_an_interrupted_compile_leaves_the_old_artifact_and_nothing_else(
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests in the background has SIGINT ignored, and so have its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # Who runs tests in the background may have a signal ignored, and so have its children.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         while process.stderr.readline() != "building\n":
