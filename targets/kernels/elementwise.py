@@ -155,14 +155,8 @@ class Math:
         return self.pen.register(value)
 
     def opaque(self, value: Expr) -> Expr:
-        """Pass a value through scratch memory, which LLVM turns back into a register.
-
-        TVM's simplifier looks through names but not through memory: it would walk all that a
-        deep expression hangs on, once a use, for seconds.
-        """
-        cell = self.pen.local(self.width)
-        cell.store(0, value, self.width)
-        return self.keep(cell.load(0, self.width))
+        """Hide from TVM's simplifier what a float hangs on: see `Pen.opaque`."""
+        return self.pen.opaque(value, "float32", self.width)
 
     def polynomial(self, x: Expr, coefficients: tuple[float, ...]) -> Expr:
         """Evaluate by Horner's rule, highest power first."""
@@ -252,6 +246,7 @@ class Math:
         A division of 16 lanes keeps a multiplier busy for as long as 16 products. An estimate
         of 1 / b, a Newton step and a correction by the remainder take six.
         """
+        a, b = self.opaque(a), self.opaque(b)
         estimates = {
             (16, 16): "llvm.x86.avx512.rcp14.ps.512",
             (16, 8): "llvm.x86.avx512.rcp14.ps.256",
@@ -263,7 +258,7 @@ class Math:
         masked = (b, tirx.const(-1, "int16" if self.width == 16 else "int8"))
         rest = masked if "avx512" in name else ()
         estimate = self.keep(tirx.call_llvm_pure_intrin(self.typed("float32"), name, b, *rest))
-        inverse = self.keep(estimate * (self.f(2.0) - b * estimate))
+        inverse = self.opaque(estimate * (self.f(2.0) - b * estimate))
         quotient = self.keep(a * inverse)
         return self.keep(quotient + inverse * (a - b * quotient))
 

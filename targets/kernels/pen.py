@@ -99,6 +99,16 @@ class Pen:
             return value
         return T.bind(value)
 
+    def opaque(self, value: Expr, dtype: str = "int32", width: int = 1) -> Expr:
+        """Pass a value through scratch memory, which LLVM turns back into a register.
+
+        TVM's simplifier looks through names but not through memory: it would walk all that a
+        deep expression hangs on, once a use, for seconds.
+        """
+        cell = self.local(width, dtype)
+        cell.store(0, value, width)
+        return self.register(cell.load(0, width))
+
     @contextmanager
     def serial(self, extent: Expr) -> Iterator[Expr]:
         """Loop; a loop of one round is no loop."""

@@ -111,9 +111,9 @@ class TileKernel:
             high = pen.register((share + 1) * (self.images * each) // shares)
             with pen.serial(high - low) as i:
                 flat = pen.register(low + i)
-                b = flat // each
-                y = nest.y0 + flat // nest.columns % nest.rows * nest.y_step
-                x = nest.x0 + flat % nest.columns * nest.x_step
+                b = pen.opaque(flat // each)
+                y = pen.opaque(nest.y0 + flat // nest.columns % nest.rows * nest.y_step)
+                x = pen.opaque(nest.x0 + flat % nest.columns * nest.x_step)
                 with pen.serial(count) as tile:
                     block(b, y, x, first + tile)
 
@@ -130,8 +130,8 @@ class TileKernel:
         low = pen.register(first + share * count // shares)
         high = pen.register(first + (share + 1) * count // shares)
         with pen.serial((high - low + self.together - 1) // self.together) as batch:
-            start = pen.register(low + batch * self.together)
-            tiles = pen.register(tirx.min(high - start, self.together))
+            start = pen.opaque(low + batch * self.together)
+            tiles = pen.opaque(tirx.min(high - start, self.together))
             for nest, block in zip(nests, blocks, strict=True):
                 with (
                     pen.serial(self.images) as b,

@@ -59,17 +59,17 @@ class TilePlaneKernel:
                 part = pen.register(whole + i)
                 begin = pen.register(tirx.max(low - part * tiles, 0))
                 end = pen.register(tirx.min(high - part * tiles, tiles))
-                b = pen.register(part // plane.slices)
-                y = pen.register(part % plane.slices * plane.slice.out_height)
+                b = pen.opaque(part // plane.slices)
+                y = pen.opaque(part % plane.slices * plane.slice.out_height)
                 above = y * plane.shape.stride[0] - plane.shape.top
                 last = plane.shape.height - plane.rows
-                start = pen.register(tirx.max(tirx.min(above, last), 0))
+                start = pen.opaque(tirx.max(tirx.min(above, last), 0))
                 with pen.serial((end - begin + most - 1) // most) as batch:
-                    tile = pen.register(begin + batch * most)
-                    each = pen.register(tirx.min(end - tile, most))
-                    self._tiles(pen, planes, height, b, start, first + tile, each)
+                    tile = pen.opaque(first + begin + batch * most)
+                    each = pen.opaque(tirx.min(end - (begin + batch * most), most))
+                    self._tiles(pen, planes, height, b, start, tile, each)
                     with pen.serial(each * height) as r:
-                        n = pen.register(layer.row(pen, first + tile + r // height, r % height))
+                        n = pen.opaque(layer.row(pen, tile + r // height, r % height))
 
                         def read(row: Expr, column: Expr, width: int, r: Expr = r) -> Expr:
                             inside = r * plane.rows + (row - start)
@@ -103,7 +103,7 @@ class TilePlaneKernel:
                 ) as rows,
             ):
                 r, n, cells = rows
-                own = pen.register((tile * height + r) * plane.rows - start)
+                own = pen.opaque((tile * height + r) * plane.rows - start)
                 for row, column, value in cells:
                     (result,) = layer.tail.run(pen, FIRST, value, (b, n, row, column), lanes)
                     planes.store((own + row) * width + column, result, lanes)

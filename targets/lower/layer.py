@@ -226,7 +226,7 @@ def _pack(
 
 def _split_positions(matrix: np.ndarray, positions: int) -> bool:
     """Threads share positions where there is more to read of them than of weights."""
-    return matrix.shape[1] * positions > np.count_nonzero(matrix) and positions >= _SHARED
+    return positions >= _SHARED and matrix.shape[1] * positions > int(np.count_nonzero(matrix))
 
 
 def _together(packed: PackedTiles) -> int:
