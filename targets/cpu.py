@@ -10,6 +10,7 @@ import onnx
 
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
+from tilewright.nbits import in_floats
 from tilewright.protocol import Build, Report
 from tilewright.target import Target
 from tilewright.targets.cpu_program import (
@@ -51,6 +52,7 @@ class CpuBackend:
         from tilewright.targets.lower.module import Bases, compile_library, relax_module
 
         isa = isa_of(target)
+        graph = in_floats(graph)
         report("lowering")
         try:
             whole = quantize_before_views(recognize_layer_norms(graph))

@@ -35,7 +35,7 @@ LIBRARY, WEIGHTS, INDICES, REST, PROGRAM = (
     "program.json",
 )
 
-_KEPT_BLOCKS = 3  # of outputs: a caller may compare two answers with the one to come
+_KEPT_BLOCKS = 3  # of an output: a caller may compare two answers with the one to come
 
 
 class CpuProgram:
@@ -153,34 +153,33 @@ class CpuProgram:
 class _Answers:
     """Copies of the outputs, in memory that is used again once a caller has let it go.
 
-    New memory for every call would cost a page fault every 4 KiB.
+    New memory for every call would cost a page fault every 4 KiB. Each output has memory of its
+    own: who keeps a small one does not keep a large one with it.
     """
 
     def __init__(self, views: dict[str, np.ndarray]) -> None:
         self._views = views
-        self._blocks: list[np.ndarray] = []
+        self._blocks: dict[str, list[np.ndarray]] = {name: [] for name in views}
 
     def copies(self) -> dict[str, np.ndarray]:
         """Return the outputs by name; each stays as it is for as long as it is held."""
-        block = self._free_block()
-        start = -block.ctypes.data % ALIGNMENT
         found = {}
         for name, view in self._views.items():
-            piece = block[start : start + view.nbytes].view(view.dtype).reshape(view.shape)
-            np.copyto(piece, view)
-            found[name] = piece
-            start += _whole(view.nbytes)
+            block = self._free_block(name)
+            found[name] = block[: view.nbytes].view(view.dtype).reshape(view.shape)
+            np.copyto(found[name], view)
         return found
 
-    def _free_block(self) -> np.ndarray:
-        """Return a block that no array of an earlier call lies in."""
-        for i in range(len(self._blocks)):
-            # The list and the argument refer to it, and every piece of it that is alive.
-            if sys.getrefcount(self._blocks[i]) == 2:
-                return self._blocks[i]
-        size = sum(_whole(view.nbytes) for view in self._views.values())
-        block = np.empty(size + ALIGNMENT, np.uint8)
-        self._blocks = [*self._blocks[-(_KEPT_BLOCKS - 1) :], block]
+    def _free_block(self, name: str) -> np.ndarray:
+        """Return memory that no array of an earlier call lies in."""
+        blocks = self._blocks[name]
+        for i in range(len(blocks)):
+            # CPython counts two where nothing else is alive: the list's and the argument's. A
+            # variable would be a third. Every array that lies in the memory refers to it.
+            if sys.getrefcount(blocks[i]) == 2:
+                return blocks[i]
+        block = np.empty(max(1, self._views[name].nbytes), np.uint8)
+        self._blocks[name] = [*blocks[1 - _KEPT_BLOCKS :], block]
         return block
 
 

@@ -121,18 +121,19 @@ def block_node(
 
 
 def in_floats(graph: Graph) -> Graph:
-    """Return the graph, its 4-bit layers told to multiply in floats where they are not."""
+    """Return the graph with every MatMulNBits told to multiply in floats."""
 
     def rounds(node: gs.Node) -> bool:
         level = int(node.attrs.get("accuracy_level", 0))
-        return bool(node.op == OPERATOR) and level > _IN_FLOATS
+        return (node.op, node.domain) == (OPERATOR, MICROSOFT) and level > _IN_FLOATS
 
-    if not any(rounds(node) for node in graph.nodes):
+    if not any(rounds(node) for scope in graph.scopes() for node in scope.nodes):
         return graph
     edited = graph.edit()
-    for node in edited.nodes:
-        if rounds(node):
-            node.attrs["accuracy_level"] = _IN_FLOATS
+    for scope in edited.scopes():
+        for node in scope.nodes:
+            if rounds(node):
+                node.attrs["accuracy_level"] = _IN_FLOATS
     return edited
 
 

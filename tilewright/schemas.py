@@ -53,7 +53,7 @@ def register_schemas() -> None:
 def _rows_become_outputs(context: InferenceContext) -> None:
     """Y has A's shape, but for its last axis, which has N entries."""
     given = context.get_input_type(0)
-    if given is None or not given.tensor_type.HasField("shape"):
+    if given is None or not given.tensor_type.shape.dim:
         return
     found = onnx.TypeProto()
     found.CopyFrom(given)

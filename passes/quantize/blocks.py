@@ -58,7 +58,8 @@ class QuantizeBlocks:
     def _replace(self, graph: Graph, layer: Layer) -> None:
         node = layer.node
         stem = free_stem(graph, layer.weight.name)
-        (source, _, *bias), out = node.inputs, node.outputs[0]
+        source, out = node.inputs[0], node.outputs[0]
+        bias = [tensor for tensor in node.inputs[2:] if tensor.name]
         node.inputs.clear()
         node.outputs.clear()
         graph.gs.nodes.remove(node)
@@ -78,7 +79,7 @@ class QuantizeBlocks:
         if any(layer.node.attrs.get(factor, 1.0) != 1.0 for factor in ("alpha", "beta")):
             return "its Gemm has factors"
         if layer.is_quantized:
-            return "it is already"
+            return "it is quantized already"
         if len(layer.weight.outputs) > 1 or any(t is layer.weight for t in graph.outputs):
             return f"{layer.weight.name} is read elsewhere too"
         if not layer.weight.values.size or layer.weight.dtype != "float32":

@@ -225,7 +225,7 @@ class Math:
         x = self.clamp(x, -4.0, 4.0)
         square = self.keep(x * x)
         above = self.keep(x * self.polynomial(square, _ERF_ODD))
-        return self.ratio(above, self.polynomial(square, _ERF_EVEN))
+        return self.clamp(self.ratio(above, self.polynomial(square, _ERF_EVEN)), -1.0, 1.0)
 
     def tanh(self, x: Expr) -> Expr:
         """Hyperbolic tangent (a rational minimax, as in Eigen)."""

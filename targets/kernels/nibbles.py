@@ -2,7 +2,9 @@
 
 Made for few positions, where memory is the limit. Lanes are output channels. A word of a lane
 holds eight neighbours of its row; masked, the j-th is a whole number times 16^j, which one
-conversion makes a float and activations that were multiplied by 16^-j before make right.
+conversion makes a float and activations that were multiplied by 16^-j before make right. The
+zero point comes off a block's sum: activations above 1e36 may overflow before it does, and an
+infinite one makes all results NaN.
 """
 
 from dataclasses import dataclass

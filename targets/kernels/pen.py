@@ -35,6 +35,7 @@ class Isa:
 
     def width_for(self, extent: int) -> int:
         """Return the widest vector, a power of two, that `extent` elements fill."""
+        assert extent > 0, f"{extent} elements fill no vector"
         width = self.lanes
         while width > extent:
             width //= 2

@@ -13,6 +13,7 @@ from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Expr, Pen
 
+_SHUFFLED = 4  # columns apart up to which whole vectors are loaded, and sorted
 _PARALLEL_ELEMENTS = 10_000  # to copy
 
 
@@ -157,9 +158,11 @@ def fill_row(pen: Pen, shape: PlaneShape, row: Expr, y: Expr, read: Expr, write:
 
 
 def _strided(pen: Pen, read: Expr, y: Expr, x: Expr, width: int, step: int) -> Expr:
-    """Read `width` columns `step` apart; up to `step` - 1 behind the last are touched too."""
+    """Read `width` columns `step` apart; up to three behind the last may be touched too."""
     if step == 1 or width == 1:
         return read(y, x, width)
+    if step > _SHUFFLED:
+        return T.Shuffle([read(y, x + i * step, 1) for i in range(width)], list(range(width)))
     parts = [read(y, x + i * width, width) for i in range(step)]
     return T.Shuffle(parts, list(range(0, step * width, step)))
 

@@ -48,7 +48,7 @@ class TilePlaneKernel:
         most = max(1, _CACHED // size)
         with pen.parallel(shares, parallel) as share:
             scratch = plane.scratch(behind)
-            # Reading every other column touches some behind the last.
+            # Reading columns that are apart may touch some behind the last.
             planes = pen.local(most * size + pen.isa.lanes)
             first, tiles = layer.group(pen, group)
             count = pen.register(tiles * (plane.images * plane.slices))

@@ -16,6 +16,7 @@ _PARALLEL_TAPS = 100_000  # below, the launch of the pool costs more than it sav
 _SLICE = 2048  # positions of a plane from which on a slice of its rows is cut in two
 _REPEATED = 1.15  # of the input's rows, those counted twice that two slices need
 _WEIGHTS = 0  # the number of the argument, where there is one
+SOURCE = -2  # the arguments that come last: source and number of threads
 
 # Gives (row, column, width) of the input.
 Read = Callable[[Expr, Expr, int], Expr]
@@ -61,7 +62,7 @@ class PlaneKernel:
 
     @property
     def rows(self) -> int:
-        """Rows of the input that a slice needs at most."""
+        """Rows of the input that a slice needs at most; 0 or less where it is all padding."""
         return self._rows(self.slices)
 
     def _rows(self, count: int) -> int:

@@ -92,10 +92,7 @@ class ChainBuilder:
             attrs = {"to": _dtype_name(node.attrs["to"])}
         if node.op == "Clip":
             sources = (sources[0], *_limits(node))
-        op = node.op
-        if op == "Div" and (inverse := _inverse(sources[1])) is not None:
-            op, sources = "Mul", (sources[0], inverse)
-        source = self._step(op, sources, tuple(sorted(attrs.items())))
+        source = self._step(node.op, sources, tuple(sorted(attrs.items())))
         self._sources[node.outputs[0].name] = source
 
     def finish(self, outputs: Sequence[gs.Tensor]) -> Chain:
@@ -147,19 +144,6 @@ def with_bare_axes(window: Window, shape: tuple[int, ...]) -> Window:
     steps = iter(s for _, s in real)
     strides = tuple(next(steps) if n > 1 else 0 for n in shape)
     return Window(window.buffer, shape, strides, window.offset)
-
-
-def _inverse(source: Source) -> Source | None:
-    """Return the number to multiply by instead of dividing: a division takes as long as 16.
-
-    The result is a unit in the last place off at most. None where there is no such number.
-    """
-    if source.kind != "number" or source.dtype != "float32":
-        return None
-    least = float(np.finfo(np.float32).tiny)
-    if not least <= abs(source.value) <= 1 / least:
-        return None
-    return Source("number", value=float(np.float32(1) / np.float32(source.value)))
 
 
 def _exponent(node: gs.Node) -> float:

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from tilewright.targets.kernels.blocks import Strides
-from tilewright.targets.kernels.tile import TileKernel
+from tilewright.targets.kernels.tile import ROWS, TileKernel
 from tilewright.targets.kernels.tile_windows import TilePlaneKernel
-from tilewright.targets.kernels.windows import PlaneKernel
+from tilewright.targets.kernels.windows import SOURCE, PlaneKernel
 from tilewright.targets.lower.program import Call, Program
 from tilewright.targets.lower.window import Buffer
 
@@ -22,10 +22,11 @@ def fuse_planes(program: Program) -> None:
     steps = []
     for step in program.steps:
         if isinstance(step, Call) and isinstance(step.kernel, PlaneKernel):
-            source = step.refs[-2].buffer
+            source = step.refs[SOURCE].buffer
             layer = writers.get(source)
             if layer is not None and readers[source] == 1:
-                joined = _joined(layer, step)
+                channels = program.constants[layer.refs[ROWS].buffer].size
+                joined = _joined(layer, step, channels)
                 if joined is not None:
                     gone.add(id(layer))
                     step = joined
@@ -33,8 +34,11 @@ def fuse_planes(program: Program) -> None:
     program.steps[:] = [step for step in steps if id(step) not in gone]
 
 
-def _joined(layer: Call, planes: Call) -> Call | None:
-    """Return the call for both, or None where the planes are not just what the layer stores."""
+def _joined(layer: Call, planes: Call, channels: int) -> Call | None:
+    """Return the call for both, or None where the planes are not just what the layer stores.
+
+    `channels` is how many the layer computes.
+    """
     tiles, window = layer.kernel, planes.kernel
     assert isinstance(tiles, TileKernel)
     assert isinstance(window, PlaneKernel)
@@ -42,7 +46,11 @@ def _joined(layer: Call, planes: Call) -> Call | None:
         tiles.lanes != "positions"
         or tiles.tail.output_dtypes != ("float32",)
         or window.multiplier != 1
-        or layer.refs[-1] != planes.refs[-2]
+        # A view between may show some of the channels only, or from another one on.
+        or window.channels != channels
+        or layer.refs[-1] != planes.refs[SOURCE]
+        # Windows over nothing but padding.
+        or window.rows < 1
     ):
         return None
     tiles = _over_images(tiles, window.images)
@@ -57,7 +65,9 @@ def _joined(layer: Call, planes: Call) -> Call | None:
         return None
     tail = replace(tiles.tail, outputs=(), output_dtypes=())
     kernel = TilePlaneKernel(replace(tiles, tail=tail), window)
-    return Call(kernel, (*layer.refs[:-1], *planes.refs[:-2]), (*layer.nodes, *planes.nodes))
+    return Call(
+        kernel, (*layer.refs[:-1], *planes.refs[:SOURCE]), (*layer.nodes, *planes.nodes)
+    )
 
 
 def _over_images(kernel: TileKernel, images: int) -> TileKernel:

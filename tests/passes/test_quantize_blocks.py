@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.graphs import DEVICE
-from tests.small_models import normal, small_graph
+from tests.small_models import normal, small_graph, small_model
 from tilewright import oracle
 from tilewright.cost import node_costs, parameter_counts
 from tilewright.errors import UnusableInput
@@ -86,3 +86,12 @@ def test_layers_named_in_skip_stay() -> None:
     graph = model()
     name = graph.nodes[0].name
     assert next(n.op for n in quantized(graph, skip=(name,)).graph.nodes) == "MatMul"
+
+
+def test_a_gemm_whose_bias_is_an_empty_name_has_none() -> None:
+    model_ = small_model(
+        "g (float[3,64] x) => (float[3,10] y) { y = Gemm(x, v) }", v=normal(64, 10)
+    )
+    model_.graph.node[0].input.append("")
+    graph = quantized(Graph.from_onnx(model_).infer_shapes()).graph
+    assert [node.op for node in graph.nodes] == ["MatMulNBits"]

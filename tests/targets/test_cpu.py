@@ -641,3 +641,15 @@ def test_ids_beyond_the_table_are_refused() -> None:
     for bad in ({"ids": np.array([0, 5])}, {"more": np.array([-6, 0], np.int32)}):
         with pytest.raises(UnusableInput, match="picks entries of a table that has 5"):
             executable({**fine, **bad})
+
+
+def test_a_small_output_that_is_kept_keeps_no_large_one() -> None:
+    run, _ = built(
+        graph_of(
+            "g (float[9000] x) => (float[9000] y, float s) {"
+            " y = Neg(x) s = ReduceSum <keepdims = 0> (x) }"
+        )
+    )
+    found = run({"x": np.ones(9000, np.float32)})
+    assert found["s"].base is not None
+    assert found["s"].base.nbytes == 4

@@ -210,3 +210,19 @@ def test_a_clip_may_have_one_limit_or_none() -> None:
 def test_minus_zero_is_the_negative_of_zero() -> None:
     graph = graph_of("g (float[2] x) => (float[2] y) { n = Neg(x) y = Reciprocal(n) }")
     agree(graph, {"x": np.array([0.0, -0.0], np.float32)}, within=EXACT)
+
+
+def test_a_quotient_that_is_whole_stays_whole() -> None:
+    graph = graph_of(
+        "g (float[2000] x) => (float[2000] y) { a = Div(x, c) y = Floor(a) }",
+        c=np.array(41, np.float32),
+    )
+    agree(graph, {"x": np.arange(2000, dtype=np.float32)}, within=EXACT)
+
+
+@every_isa
+def test_the_error_function_stays_within_one(isa: str) -> None:
+    graph = graph_of("g (float[60000] x) => (float[60000] y) { y = Erf(x) }")
+    executable, _ = built(graph, cpu(isa))
+    found = executable({"x": np.linspace(-30, 30, 60000, dtype=np.float32)})["y"]
+    assert np.abs(found).max() == 1.0

@@ -103,3 +103,38 @@ def test_planes_that_something_else_reads_are_stored(reader: str) -> None:
     )
     assert "tile_max_pool" not in kernels(graph)
     agree(graph, normal_feeds(graph))
+
+
+def test_a_window_over_some_of_a_layers_channels_runs_by_itself() -> None:
+    graph = graph_of(
+        "g (float[1,16,24,24] x) => (float[1,4,24,24] y) { a = Conv(x, w)"
+        " b = Slice(a, start, end, axis)"
+        " y = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (b) }",
+        w=normal(64, 16, 1, 1),
+        start=np.array([0]),
+        end=np.array([4]),
+        axis=np.array([1]),
+    )
+    assert kernels(graph) == ["tile_positions", "max_pool"]
+    agree(graph, normal_feeds(graph))
+
+
+def test_windows_over_padding_alone_run_by_themselves() -> None:
+    graph = graph_of(
+        "g (float[1,8,12,12] x) => (float[1,8,1,12] y) { a = Conv(x, w)"
+        " y = Conv <group = 8, pads = [3, 0, 0, 0], strides = [20, 1]> (a, u) }",
+        w=normal(8, 8, 1, 1),
+        u=normal(8, 1, 2, 1),
+    )
+    assert kernels(graph) == ["tile_positions", "depthwise"]
+    agree(graph, normal_feeds(graph))
+
+
+def test_columns_that_are_far_apart_agree() -> None:
+    graph = graph_of(
+        "g (float[1,8,9,90] x) => (float[1,8,h,w] y) { a = Conv(x, w)"
+        " y = Conv <group = 8, strides = [1, 20]> (a, u) }",
+        w=normal(8, 8, 1, 1),
+        u=normal(8, 1, 3, 3),
+    )
+    agree(graph, normal_feeds(graph))

@@ -122,3 +122,19 @@ def test_many_positions_read_floats(positions: int) -> None:
     made = agree(with_blocks(graph, in_blocks(normal(70, 64), 32)), normal_feeds(graph))
     (layer,) = made.layers
     assert layer.bits == (32 if positions >= 24 else 4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_layer_left_to_onnxruntime_multiplies_in_floats_too(bits: int) -> None:
+    graph = graph_of(
+        "g (float[3,64] x) => (float[3,24] y) { y = MatMul(x, w) }", w=normal(64, 24)
+    )
+    edited = with_blocks(graph, in_blocks(normal(24, 64), 32)).edit()
+    (node,) = edited.nodes
+    node.attrs["accuracy_level"] = 4
+    if bits == 8:
+        node.attrs["bits"] = 8
+        packed = np.random.default_rng(3).integers(0, 256, (24, 2, 32), np.uint8)
+        node.inputs[1] = constant("w/int8", packed)
+    made = agree(edited, normal_feeds(edited))
+    assert len(islands(made)) == (bits == 8)
