@@ -15,6 +15,8 @@ from tilewright.graph import Graph, constant, is_constant
 from tilewright.schemas import MICROSOFT
 
 OPERATOR = "MatMulNBits"
+# Said of nodes that `has_blocks` is false for.
+UNSUPPORTED = "has other than constant 4-bit weights and float32 scales, or g_idx or a bias"
 _IN_FLOATS = 1  # the accuracy level; at higher ones onnxruntime rounds activations too
 MIDDLE = 8  # the zero point where none is stored
 _LEAST_SCALE = float(np.finfo(np.float16).tiny)

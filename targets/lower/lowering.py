@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import Graph, is_constant, static_shape
-from tilewright.nbits import has_blocks
+from tilewright.nbits import OPERATOR, UNSUPPORTED, has_blocks
 from tilewright.protocol import Note, Report
 from tilewright.target import Target
 from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source
@@ -320,7 +320,8 @@ class Lowering:
 
     def _refusal(self, node: gs.Node) -> str | None:
         if node.domain not in (None, "", "ai.onnx") and not has_blocks(node):
-            return f"{node.domain}.{node.op} is not a standard operator"
+            why = UNSUPPORTED if node.op == OPERATOR else "is not a standard operator"
+            return f"{node.domain}.{node.op} {why}"
         known = node.op in VIEWS or node.op in self._anchors
         if not known and node.op not in OPERATORS:
             return f"{node.op} has no kernel"

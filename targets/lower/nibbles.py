@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from tilewright.graph import static_shape
-from tilewright.nbits import MIDDLE, BlockWeights, block_weights
+from tilewright.nbits import MIDDLE, UNSUPPORTED, BlockWeights, block_weights
 from tilewright.protocol import LayerDecision
 from tilewright.targets.kernels.nibbles import NibbleKernel
 from tilewright.targets.kernels.tile import PARALLEL_MACS
@@ -23,7 +23,7 @@ def lower_nibbles(lowering: Lowering, region: Region) -> None:
     node = region.anchor
     weights = block_weights(node)
     if weights is None:
-        raise NotLowered("MatMulNBits of other than 4 bits, reordered or with a bias")
+        raise NotLowered(f"{node.op} {UNSUPPORTED}")
     shape = static_shape(node.outputs[0])
     assert shape is not None, f"{node.name} has no static shape"
     outputs, lanes = len(weights.values), lowering.isa.lanes

@@ -141,3 +141,4 @@ def test_a_layer_left_to_onnxruntime_multiplies_in_floats_too(bits: int) -> None
         node.inputs[1] = constant("w/int8", packed)
     made = agree(edited, normal_feeds(edited))
     assert len(islands(made)) == (bits == 8)
+    assert all("has other than constant 4-bit weights" in note.reason for note in made.islands)
