@@ -19,7 +19,8 @@ OPERATOR = "MatMulNBits"
 UNSUPPORTED = "has other than constant 4-bit weights and float32 scales, or g_idx or a bias"
 _IN_FLOATS = 1  # the accuracy level; at higher ones onnxruntime rounds activations too
 MIDDLE = 8  # the zero point where none is stored
-_LEAST_SCALE = float(np.finfo(np.float16).tiny)
+_LEAST_SCALE = float(np.finfo(np.float32).tiny)
+_NEAR = 0.01  # of a scale: a half float below 3e-6 or above 65504 is further off
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,16 +87,19 @@ def in_blocks(matrix: np.ndarray, block: int) -> BlockWeights:
     """Round a matrix (outputs, inputs) to 4 bits, symmetrically, blocks of columns at a time.
 
     The value of largest magnitude in a block becomes -8 steps, as in onnxruntime's quantizer.
-    Scales are half floats, and so take half of the memory: the rounding of weights, which
-    follows, makes up for what that moves.
+    Scales that a half float comes near are half floats, which take half of the memory: weights
+    are rounded to the scale that is stored, so little is lost.
     """
     outputs, inputs = matrix.shape
     padded = np.pad(matrix, ((0, 0), (0, -inputs % block))).reshape(outputs, -1, block)
     most = np.abs(padded).argmax(axis=2)
     extreme = np.take_along_axis(padded, most[:, :, None], axis=2)[:, :, 0]
-    scales = (extreme / -MIDDLE).astype(np.float16).astype(np.float32)
-    # Neither a denormal half float nor infinity is a scale.
-    scales[(np.abs(scales) < _LEAST_SCALE) | np.isinf(scales)] = 1.0
+    scales = (extreme / -MIDDLE).astype(np.float32)
+    scales[np.abs(scales) < _LEAST_SCALE] = 1.0
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16).astype(np.float32)
+    near = np.abs(halves - scales) <= _NEAR * np.abs(scales)
+    scales = np.where(near, halves, scales)
     steps = np.rint(padded / scales[:, :, None]) + MIDDLE
     values = np.clip(steps, 0, 15).astype(np.uint8).reshape(outputs, -1)
     return BlockWeights(values, scales, np.full(scales.shape, MIDDLE, np.uint8), inputs)

@@ -11,7 +11,9 @@ MICROSOFT = "com.microsoft"
 
 @cache
 def register_schemas() -> None:
-    """Make onnx know onnxruntime's MatMulNBits; doing it twice is doing it once."""
+    """Make onnx know onnxruntime's MatMulNBits, unless someone else has."""
+    if defs.has("MatMulNBits", MICROSOFT):
+        return
     schema = defs.OpSchema
     parameter, optional = schema.FormalParameter, schema.FormalParameterOption.Optional
 

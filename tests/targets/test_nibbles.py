@@ -63,10 +63,12 @@ def test_weights_of_4_bits_agree(isa: str, graph: Graph) -> None:
     assert not islands(made)
 
 
-def test_rounding_moves_a_weight_by_half_a_step_of_its_block_at_most() -> None:
-    matrix = normal(40, 96)
+@pytest.mark.parametrize("size", [1e-12, 1e-5, 1e-3, 1.0, 1e7])
+def test_rounding_moves_a_weight_by_half_a_step_of_its_block_at_most(size: float) -> None:
+    matrix = normal(40, 96) * np.float32(size)
     weights = in_blocks(matrix, 32)
     steps = np.abs(weights.scales).repeat(32, axis=1)
+    assert (steps <= 0.6 * size).all()
     error = np.abs(weights.dequantized() - matrix)
     # The largest weight of a block is -8 steps; its negative would be 8, but 7 is the last.
     inside = matrix / weights.scales.repeat(32, axis=1) < 7.5
