@@ -76,14 +76,12 @@ class IntegerKernel:
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
-        shares = pen.register(pen.load(LAUNCH, 0)) if self.parallel else 1
         lanes = pen.isa.lanes
         nests = cut(self.height, self.width, lanes, 4)
         widest = max(len(nest.places) for nest in nests)
-        with pen.parallel(shares, self.parallel) as share:
+        with pen.shared(LAUNCH, self.parallel) as share:
             count = pen.register(pen.load(TILES, 0))
-            low = pen.register(share * count // shares)
-            high = pen.register((share + 1) * count // shares)
+            low, high = share.of(count)
             block = _Block(self, pen, widest)
             with block.multiply.ready():
                 for nest in nests:

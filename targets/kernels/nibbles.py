@@ -21,7 +21,7 @@ _SOURCE, _WEIGHTS, _LAUNCH = range(3)
 _ARGUMENTS = ("float32", "weights", "launch")
 _FIRST = len(_ARGUMENTS)  # of the tail's arguments
 _NIBBLES = 8  # of a word
-_LINE = 16
+_LINE = 16  # words of a cache line
 _AHEAD = 1024  # words that weights are fetched ahead
 
 
@@ -64,13 +64,11 @@ class NibbleKernel:
         rows = self.vectors * lanes
         tiles = -(-self.outputs // rows)
         positions = self.images * self.height * self.width
-        shares = pen.register(pen.load(_LAUNCH, 0)) if self.parallel else 1
-        with pen.parallel(shares, self.parallel) as share:
+        with pen.shared(_LAUNCH, self.parallel) as share:
             scaled = pen.local(positions * self._pitch)
             totals = pen.local(positions * self.blocks)
             self._prepare(pen, scaled, totals)
-            low = pen.register(share * tiles // shares)
-            high = pen.register((share + 1) * tiles // shares)
+            low, high = share.of(tiles)
             with pen.serial(high - low) as i:
                 tile = pen.register(low + i)
                 for nest in cut(1, positions, 1, positions_beside(pen.isa, self.vectors)):
@@ -93,7 +91,10 @@ class NibbleKernel:
             self.tail.store(pen, _FIRST, value, (b, n + v * lanes, y, x), lanes, along="n")
 
     def _prepare(self, pen: Pen, scaled: Local, totals: Local) -> None:
-        """Multiply activations by what undoes their nibble's place, and sum them by block."""
+        """Multiply activations by what undoes their nibble's place, and sum them by block.
+
+        Every thread does it for itself: that takes less than another launch would.
+        """
         lanes = min(pen.isa.lanes, self.block)
         places = [-min(j % _NIBBLES, _NIBBLES - 2) for j in range(lanes)]
         undo = pen.register(

@@ -129,6 +129,27 @@ class Pen:
         with T.parallel(extent) as index:
             yield index
 
+    @contextmanager
+    def shared(self, launch: int, when: bool = True) -> Iterator["Share"]:
+        """Open one share a thread; argument `launch` says how many threads there are."""
+        shares = self.register(self.load(launch, 0)) if when else 1
+        with self.parallel(shares, when) as index:
+            yield Share(self, index, shares)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of `shares` threads does of some work."""
+
+    pen: Pen
+    index: Expr
+    shares: Expr
+
+    def of(self, count: Expr) -> tuple[Expr, Expr]:
+        """Return the first of this share's pieces, of `count` in all, and the one behind."""
+        low = self.pen.register(self.index * count // self.shares)
+        return low, self.pen.register((self.index + 1) * count // self.shares)
+
 
 @dataclass(frozen=True)
 class Local:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from tvm import tirx
 
 from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
-from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen
+from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen, Share
 from tilewright.targets.kernels.rows import RowShape, Sweep, each_row, pieces_of
 
 _LARGEST = math.inf
@@ -131,12 +131,12 @@ class SplitSoftmaxKernel:
         tops = pen.local(self._MOST_SHARES * lanes)
         totals = pen.local(self._MOST_SHARES * lanes)
         with pen.parallel(shares) as share:
-            low = pen.register(share * count // shares)
-            rows = pen.register((share + 1) * count // shares - low)
+            low, high = Share(pen, share, shares).of(count)
+            rows = pen.register(high - low)
             self._exponentials(pen, pieces, low, rows, tops, totals, share * lanes)
         with pen.parallel(shares) as share:
-            low = pen.register(share * count // shares)
-            rows = pen.register((share + 1) * count // shares - low)
+            low, high = Share(pen, share, shares).of(count)
+            rows = pen.register(high - low)
             factors = [
                 self._factor(pen, first, width, tops, totals, share, shares)
                 for first, width in pieces

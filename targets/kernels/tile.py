@@ -19,7 +19,7 @@ from tvm import tirx
 
 from tilewright.targets.kernels.blocks import Nest, Strides, cut
 from tilewright.targets.kernels.elementwise import number
-from tilewright.targets.kernels.pen import Expr, Isa, Pen
+from tilewright.targets.kernels.pen import Expr, Isa, Pen, Share
 from tilewright.targets.kernels.tail import Tail
 
 # Arguments that every tile kernel takes first; the tail's follow.
@@ -33,7 +33,7 @@ _LINE = 16  # float32 elements of a cache line
 _AHEAD = 512  # elements that weights are fetched ahead: longer than memory takes to answer
 PARALLEL_MACS = 100_000  # below, the launch of the thread pool costs more than it saves
 
-
+# Computes a block of positions for a tile: (image, row, column, tile).
 Block = Callable[[Expr, Expr, Expr, Expr], None]
 
 
@@ -72,43 +72,38 @@ class TileKernel:
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
-        shares = pen.register(pen.load(LAUNCH, 0)) if self.parallel else 1
-        with pen.parallel(shares, self.parallel) as share:
+        share_out = self._share_positions if self.split_positions else self._share_tiles
+        with pen.shared(LAUNCH, self.parallel) as share:
             for group, rows in enumerate(self.heights):
-                nests, block = self._cut(pen, rows)
-                blocks = [partial(block, nest) for nest in nests]
-                first, count = self.group(pen, group)
-                if self.split_positions:
-                    self._share_positions(pen, share, shares, nests, blocks, first, count)
-                else:
-                    self._share_tiles(pen, share, shares, nests, blocks, first, count)
+                share_out(pen, share, self._cut(pen, rows), *self.group(pen, group))
 
-    def _cut(self, pen: Pen, rows: int) -> tuple[tuple[Nest, ...], Callable[..., None]]:
-        """Cut the positions into blocks for tiles of a height; return what computes one."""
+    def _cut(self, pen: Pen, rows: int) -> list[tuple[Nest, Block]]:
+        """Cut positions into nests for tiles of a height, each with what computes a block."""
         if self.lanes == "positions":
             lanes = pen.isa.width_for(self.width)
             nests = cut(self.height, self.width, lanes, vectors_beside(pen.isa, rows))
-            return nests, partial(self._positions_block, pen, rows, lanes)
+            return [
+                (nest, partial(self._positions_block, pen, rows, lanes, nest)) for nest in nests
+            ]
         lanes = pen.isa.width_for(rows)
         vectors = -(-rows // lanes)
         most = max(1, (pen.isa.registers - 1 - vectors) // vectors)
         nests = cut(self.height, self.width, 1, min(most, 14))
-        return nests, partial(self._channels_block, pen, vectors, lanes)
+        return [
+            (nest, partial(self._channels_block, pen, vectors, lanes, nest)) for nest in nests
+        ]
 
     def _share_positions(
         self,
         pen: Pen,
-        share: Expr,
-        shares: Expr,
-        nests: Sequence[Nest],
-        blocks: Sequence[Block],
+        share: Share,
+        blocks: Sequence[tuple[Nest, Block]],
         first: Expr,
         count: Expr,
     ) -> None:
-        for nest, block in zip(nests, blocks, strict=True):
+        for nest, block in blocks:
             each = nest.rows * nest.columns
-            low = pen.register(share * (self.images * each) // shares)
-            high = pen.register((share + 1) * (self.images * each) // shares)
+            low, high = share.of(self.images * each)
             with pen.serial(high - low) as i:
                 flat = pen.register(low + i)
                 b = pen.opaque(flat // each)
@@ -120,25 +115,22 @@ class TileKernel:
     def _share_tiles(
         self,
         pen: Pen,
-        share: Expr,
-        shares: Expr,
-        nests: Sequence[Nest],
-        blocks: Sequence[Block],
+        share: Share,
+        blocks: Sequence[tuple[Nest, Block]],
         first: Expr,
         count: Expr,
     ) -> None:
-        low = pen.register(first + share * count // shares)
-        high = pen.register(first + (share + 1) * count // shares)
+        low, high = share.of(count)
         with pen.serial((high - low + self.together - 1) // self.together) as batch:
             start = pen.opaque(low + batch * self.together)
             tiles = pen.opaque(tirx.min(high - start, self.together))
-            for nest, block in zip(nests, blocks, strict=True):
+            for nest, block in blocks:
                 with (
                     pen.serial(self.images) as b,
                     nest.walk(pen) as (y, x),
                     pen.serial(tiles) as tile,
                 ):
-                    block(b, y, x, start + tile)
+                    block(b, y, x, first + start + tile)
 
     def group(self, pen: Pen, group: int) -> tuple[Expr, Expr]:
         """Return a group's first tile and its number of tiles."""

@@ -43,17 +43,15 @@ class TilePlaneKernel:
         layer, plane = self.layer, self.plane
         behind = pen.behind(len(layer.kinds()))
         parallel = layer.parallel or plane.parallel
-        shares = pen.register(pen.load(LAUNCH, 0)) if parallel else 1
         size = height * plane.rows * plane.shape.width
         most = max(1, _CACHED // size)
-        with pen.parallel(shares, parallel) as share:
+        with pen.shared(LAUNCH, parallel) as share:
             scratch = plane.scratch(behind)
             # Reading columns that are apart may touch some behind the last.
             planes = pen.local(most * size + pen.isa.lanes)
             first, tiles = layer.group(pen, group)
             count = pen.register(tiles * (plane.images * plane.slices))
-            low = pen.register(share * count // shares)
-            high = pen.register((share + 1) * count // shares)
+            low, high = share.of(count)
             whole = pen.register(low // tiles)
             with pen.serial((high + tiles - 1) // tiles - whole) as i:
                 part = pen.register(whole + i)

@@ -107,11 +107,9 @@ class PlaneKernel:
         """Write the function's body."""
         source = len(self.behind_source())
         count = self.images * self.slices * self.channels
-        shares = pen.register(pen.load(source + 1, 0)) if self.parallel else 1
-        with pen.parallel(shares, self.parallel) as share:
+        with pen.shared(source + 1, self.parallel) as share:
             scratch = self.scratch(pen)
-            low = pen.register(share * count // shares)
-            high = pen.register((share + 1) * count // shares)
+            low, high = share.of(count)
             with pen.serial(high - low) as i:
                 flat = pen.register(low + i)
                 n = pen.register(flat % self.channels)
