@@ -9,7 +9,7 @@ import tvm
 from tvm import relax, tirx
 
 from tilewright.targets.kernels.pen import Isa, dtype_of, write_prim_func
-from tilewright.targets.lower.program import Call, Island, Kernel, Program
+from tilewright.targets.lower.program import Call, Kernel, Part
 from tilewright.targets.lower.window import Buffer
 
 # Links object files into a shared library: (output, objects, options).
@@ -24,28 +24,15 @@ class Bases:
     names: tuple[str, ...]
 
 
-def segments(program: Program) -> list[list[Call] | Island]:
-    """Cut a program at its islands."""
-    parts: list[list[Call] | Island] = []
-    for step in program.steps:
-        if isinstance(step, Island):
-            parts.append(step)
-        elif parts and isinstance(parts[-1], list):
-            parts[-1].append(step)
-        else:
-            parts.append([step])
-    return parts
-
-
-def relax_module(program: Program, bases: Bases, isa: Isa) -> tvm.IRModule:
-    """Return a module with one function a segment, `run_0`, `run_1`, ...
+def relax_module(parts: Sequence[Part], bases: Bases, isa: Isa) -> tvm.IRModule:
+    """Return a module with one function a part that has calls, `run_0`, `run_1`, ...
 
     Each takes the base arrays in the order of `bases.names`. Calls of equal kernels share one
     PrimFunc; only their offsets differ.
     """
     builder = relax.BlockBuilder()
     names: dict[Kernel, str] = {}
-    calls = [part for part in segments(program) if isinstance(part, list)]
+    calls = [part for part in parts if isinstance(part, list)]
     for index, part in enumerate(calls):
         arrays = {
             name: relax.Var(name, relax.TensorType(dtype=dtype_of(name), ndim=1))

@@ -59,6 +59,10 @@ class Island:
     outputs: tuple[tuple[str, Window], ...]
 
 
+# What runs at a time: calls in a row, or an island.
+Part = list[Call] | Island
+
+
 @dataclass(eq=False)
 class Program:
     """What a graph becomes: steps, their constants, and where inputs and outputs are."""
@@ -108,6 +112,19 @@ class Program:
         for ref, kind in zip(refs, kernel.kinds(), strict=True):
             assert ref.buffer.dtype == kind, f"{kernel.name}: {ref.buffer} is not {kind}"
         self.steps.append(Call(kernel, refs, tuple(nodes)))
+
+
+def segments(program: Program) -> list[Part]:
+    """Cut a program at its islands."""
+    parts: list[Part] = []
+    for step in program.steps:
+        if isinstance(step, Island):
+            parts.append(step)
+        elif parts and isinstance(parts[-1], list):
+            parts[-1].append(step)
+        else:
+            parts.append([step])
+    return parts
 
 
 def kind_of(dtype: np.dtype) -> str:
