@@ -12,9 +12,12 @@ from tilewright.targets.cpu_files import write_files
 from tilewright.targets.cpu_program import CpuProgram, cpu_flags
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.lower.anchors import ANCHORS
+from tilewright.targets.lower.choices import Pick, estimated
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.patterns import quantize_before_views, recognize_layer_norms
-from tilewright.targets.lower.program import segments
+from tilewright.targets.lower.program import Program, segments
+from tilewright.targets.tune import tuned
+from tilewright.timings import Tuning
 
 
 class CpuBackend:
@@ -22,17 +25,33 @@ class CpuBackend:
 
     name: ClassVar[str] = "cpu"
 
-    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
+    def build(
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        report: Report,
+        tuning: Tuning | None = None,
+    ) -> Build:
         """Lower, compile and write `lib.so`, the packed weights and `program.json`.
 
-        Raises CannotLower where a node can run neither here nor in onnxruntime.
+        Raises CannotLower where a node can run neither here nor in onnxruntime, and
+        UnusableInput where `tuning` asks to measure kernels that this CPU cannot run.
         """
         isa = isa_of(target)
         graph = in_floats(graph)
         report("lowering")
         try:
             whole = quantize_before_views(recognize_layer_norms(graph))
-            program = Lowering(whole, target, isa, ANCHORS).run(report)
+
+            def lower(pick: Pick) -> Program:
+                return Lowering(whole, target, isa, ANCHORS, pick).run(report)
+
+            pick: Pick = estimated
+            if tuning is not None:
+                _check_measurable(isa)
+                pick = tuned(lower, graph, target, isa, tuning, report)
+            program = lower(pick)
         except NotLowered as error:
             raise CannotLower(
                 f"Target {target.name} cannot run this model: {error}."
@@ -82,3 +101,11 @@ def isa_of(target: Target) -> Isa:
         features=tuple(table["features"]),
         needs=tuple(table["needs"]),
     )
+
+
+def _check_measurable(isa: Isa) -> None:
+    if missing := set(isa.needs) - cpu_flags():
+        raise UnusableInput(
+            f'Kernels for isa "{isa.name}" cannot be measured here: this CPU lacks '
+            f"{sorted(missing)}. Compile with --tune 0, or on such a CPU."
+        )

@@ -13,10 +13,9 @@ from tilewright.graph import Graph
 from tilewright.protocol import Report
 from tilewright.target import Target
 from tilewright.targets.cpu_program import INDICES, LIBRARY, PROGRAM, REST, WEIGHTS
-from tilewright.targets.kernels.pen import Isa, dtype_of
+from tilewright.targets.kernels.pen import Isa, bases_of, dtype_of
 from tilewright.targets.link import link_shared
 from tilewright.targets.lower.program import (
-    LAUNCH,
     Island,
     Part,
     Program,
@@ -48,15 +47,13 @@ def write_files(
     offsets: dict[Buffer, int] = {
         buffer: at // np.dtype(buffer.dtype).itemsize for buffer, at in arena.items()
     }
-    offsets[LAUNCH] = 0
     stored = _write_constants(program, folder, offsets, arena_bytes)
-    names = tuple(sorted({buffer.dtype for buffer in offsets}))
+    names = tuple(bases_of([buffer.dtype for buffer in offsets]))
     if any(isinstance(part, list) for part in parts):
-        from tilewright.targets.lower.module import Bases, compile_library, relax_module
+        from tilewright.targets.lower.module import Bases, compile_library
 
-        report("compiling kernels")
-        module = relax_module(parts, Bases(offsets, names), isa)
-        compile_library(module, isa, folder / LIBRARY, link_shared)
+        bases = Bases(offsets, names)
+        compile_library(parts, bases, isa, folder / LIBRARY, link_shared, report)
         stored += (folder / LIBRARY).stat().st_size
     stored += _write_islands(graph, parts, folder)
 

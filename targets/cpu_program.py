@@ -9,12 +9,14 @@ island_N.onnx     what onnxruntime runs in between
 """
 
 import ctypes
+import itertools
 import json
 import os
 import shutil
 import sys
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ import numpy as np
 from tilewright.errors import DamagedArtifact, UnusableInput
 from tilewright.oracle import outputs_of
 from tilewright.protocol import Feeds
+from tilewright.targets.kernels.pen import launch_memory
 from tilewright.targets.lower.program import ALIGNMENT
 
 LIBRARY, WEIGHTS, INDICES, REST, PROGRAM = (
@@ -95,6 +98,16 @@ class CpuProgram:
         """Run on the inputs that are in the arena: what a call takes but for the copies."""
         for part in self._parts:
             part()
+
+    def time_parts(self) -> list[int]:
+        """Run on what is in the arena; return the nanoseconds that each part took."""
+        with self._turn:
+            self._use_threads(1, self._threads)
+            stamps = [time.perf_counter_ns()]
+            for part in self._parts:
+                part()
+                stamps.append(time.perf_counter_ns())
+        return [end - start for start, end in itertools.pairwise(stamps)]
 
     def _take(self, feeds: Feeds) -> None:
         """Copy the inputs into the arena, if they fit."""
@@ -269,8 +282,9 @@ def _base_arrays(folder: Path, content: dict[str, Any], threads: int) -> dict[st
             arrays[name] = _aligned(steps.nbytes).view(np.int32)
             np.cumsum(steps, dtype=np.int32, out=arrays[name][: steps.size])
         elif name == "launch":
-            arrays[name] = _aligned(ALIGNMENT).view(np.int32)
-            arrays[name][0] = threads
+            memory = launch_memory(threads)
+            arrays[name] = _aligned(memory.nbytes).view(np.int32)
+            arrays[name][:] = memory
         else:
             arrays[name] = arena.view(np.dtype(name))
     return arrays

@@ -12,6 +12,7 @@ from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.plan import Plan
 from tilewright.target import Target
+from tilewright.timings import Tuning
 
 Feeds = Mapping[str, np.ndarray]
 Report = Callable[[str], None]
@@ -106,8 +107,18 @@ class Backend(Protocol):
 
     name: ClassVar[str]
 
-    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
-        """Write the executable form of a graph into `folder`. Raises CannotLower."""
+    def build(
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        report: Report,
+        tuning: Tuning | None = None,
+    ) -> Build:
+        """Write the executable form of a graph into `folder`. Raises CannotLower.
+
+        With `tuning`, what the device runs faster is measured; else it is estimated.
+        """
         ...
 
     def load(self, folder: Path, threads: int | None = None) -> Executable:

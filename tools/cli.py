@@ -90,6 +90,14 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
     "--seed", type=click.IntRange(min=0), default=0, help="Seed of all that is random."
 )
 @click.option(
+    "--tune",
+    type=click.Choice(["0", "quick", "full"]),
+    default="0",
+    show_default=True,
+    help="Time ways to run each layer on this machine and take the fastest: a minute at most, "
+    "or a quarter of an hour. What was timed is not timed again. 0 estimates.",
+)
+@click.option(
     "--output", "-o", type=PATH, help="Folder to write; MODEL.TARGET.tw if not given."
 )
 @click.option(

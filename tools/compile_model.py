@@ -14,6 +14,7 @@ from tilewright import artifact, oracle
 from tilewright.cost import parameter_bytes, parameter_counts
 from tilewright.errors import CheckFailed, UnusableInput
 from tilewright.frontends.onnx_file import read_onnx
+from tilewright.frontends.zoo import cache_folder
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
@@ -24,6 +25,7 @@ from tilewright.plan import Level, Plan
 from tilewright.protocol import Build, Context, Executable, Report, silent
 from tilewright.random_feeds import random_feeds
 from tilewright.target import Target
+from tilewright.timings import Timings, Tuning
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.evaluate_task import task_scores
 from tilewright.tools.find_target import check_backend, find_backend, find_target
@@ -43,6 +45,9 @@ AGREES = 1e-3
 # by says how much; of chance, a few times that.
 _TIMES_SHAKEN, _MOST_SHAKEN = 3.0, 0.5
 _VERIFIED_SAMPLES = 4
+# For --tune: how many ways to run a layer are tried, and seconds to do it in.
+_TUNED = {"quick": (4, 60.0), "full": (16, 900.0)}
+TUNE = ("0", *_TUNED)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Job:
     dims: Mapping[str, int] = field(default_factory=dict)
     threads: int | None = None
     seed: int = 0
+    tune: str = "0"
     output: Path | None = None
     evaluate: bool = True
 
@@ -71,6 +77,8 @@ class Job:
                 )
         if self.sparsity is not None and not isinstance(self.sparsity, int | float):
             raise UnusableInput(f"sparsity is {self.sparsity!r}; give a number, such as 0.6.")
+        if self.tune not in TUNE:
+            raise UnusableInput(f"tune is {self.tune!r}; give one of {', '.join(TUNE)}.")
         for name, size in self.dims.items():
             if not (isinstance(size, int) and size >= 1):
                 raise UnusableInput(f'dims["{name}"] is {size!r}; give a size, such as 1.')
@@ -91,8 +99,7 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
     PassFailed; CannotLower; CheckFailed where the artifact's answers are not its model's.
     The folder is then as it was before.
     """
-    settled = target, pipeline, _ = _settle(job, report)
-    threads = count_threads(job.threads, report) or oracle.cores()
+    settled = target, pipeline, _, threads, _ = _settle(job, report)
     stages = _Stages()
     with artifact.writing(job.folder) as folder:
         with stages("read"):
@@ -129,6 +136,8 @@ class _Settled(NamedTuple):
     target: Target
     pipeline: Pipeline
     plan: Plan | None
+    threads: int
+    tuning: Tuning | None
 
 
 def _settle(job: Job, report: Report) -> _Settled:
@@ -138,7 +147,18 @@ def _settle(job: Job, report: Report) -> _Settled:
     plan = None if job.plan is None else Plan.read(job.plan)
     pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, job.precision, report)
     report(f"pipeline: {str(pipeline) or 'no passes'}")
-    return _Settled(target, pipeline, plan)
+    threads = count_threads(job.threads, report) or oracle.cores()
+    return _Settled(target, pipeline, plan, threads, _tuning(job.tune, threads))
+
+
+def _tuning(level: str, threads: int) -> Tuning | None:
+    """Return what may be spent on measuring. Raises UnusableInput without a database."""
+    if level not in _TUNED:
+        return None
+    ways, seconds = _TUNED[level]
+    timings = Timings(cache_folder() / "timings.sqlite")
+    timings.check()
+    return Tuning(ways, seconds, threads, timings)
 
 
 class _Built(NamedTuple):
@@ -173,7 +193,7 @@ def _build(
     stages: _Stages,
     report: Report,
 ) -> _Built:
-    target, pipeline, plan = settled
+    target, pipeline, plan, _, tuning = settled
     with stages("calibrate"):
         calibration = read_calibration(source, job.calibration, job.seed, report)
         context = Context(target, calibration, job.seed, plan, job.precision, report)
@@ -183,7 +203,7 @@ def _build(
         levels = plan.levels if plan else measured_levels(run, pipeline, context)
     with stages("build"):
         run.graph.save(folder / artifact.MODEL)
-        build = find_backend(target.backend).build(run.graph, target, folder, report)
+        build = find_backend(target.backend).build(run.graph, target, folder, report, tuning)
     rounds = any(node.op == "QuantizeLinear" for node in run.graph.nodes)
     return _Built(_figures(source.graph, run, build, levels), run.trace, feeds, rounds)
 
@@ -263,6 +283,7 @@ def _identity(job: Job, source: Source, target: Target, pipeline: Pipeline) -> d
         "precision": job.precision,
         "pipeline": str(pipeline),
         "seed": job.seed,
+        "tune": job.tune,
         "versions": versions(),
     }
 

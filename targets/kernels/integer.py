@@ -25,7 +25,7 @@ from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Expr, Local, Pen
 from tilewright.targets.kernels.tail import Tail
 
-SOURCE, VALUES, OFFSETS, TILES, ROWS, STARTS, ORDER, LAUNCH = range(8)
+SOURCE, VALUES, OFFSETS, TILES, ROWS, STARTS, ORDER = range(7)
 # A row of the tile table: where its values, offsets and rows start, its words, its row blocks.
 TABLE_COLUMNS = 5
 _TILE = 16  # rows, words and positions of an AMX tile
@@ -71,7 +71,7 @@ class IntegerKernel:
 
     def kinds(self) -> tuple[str, ...]:
         """Base arrays of the arguments."""
-        fixed = (self.source_dtype, "weights", *["indices"] * 5, "launch")
+        fixed = (self.source_dtype, "weights", *["indices"] * 5)
         return (*fixed, *self.tail.kinds())
 
     def write(self, pen: Pen) -> None:
@@ -79,7 +79,7 @@ class IntegerKernel:
         lanes = pen.isa.lanes
         nests = cut(self.height, self.width, lanes, 4)
         widest = max(len(nest.places) for nest in nests)
-        with pen.shared(LAUNCH, self.parallel) as share:
+        with pen.shared(self.parallel) as share:
             count = pen.register(pen.load(TILES, 0))
             low, high = share.of(count)
             block = _Block(self, pen, widest)
@@ -132,7 +132,7 @@ class _Block:
                     total = self.sums.load((v * each + r) * pen.isa.lanes, pen.isa.lanes)
                     value = tirx.Cast(f"float32x{pen.isa.lanes}", total + start)
                     place = (b, n, y + dy, x + dx)
-                    self.kernel.tail.store(pen, LAUNCH + 1, value, place, pen.isa.lanes)
+                    self.kernel.tail.store(pen, ORDER + 1, value, place, pen.isa.lanes)
 
     def _pack(self, base: Expr, places: list[Expr], offsets: Expr, words: Expr) -> None:
         """Put `depth` inputs of a position next to each other, for all positions."""

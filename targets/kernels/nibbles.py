@@ -17,8 +17,8 @@ from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen
 from tilewright.targets.kernels.tail import Tail
 
-_SOURCE, _WEIGHTS, _LAUNCH = range(3)
-_ARGUMENTS = ("float32", "weights", "launch")
+_SOURCE, _WEIGHTS = range(2)
+_ARGUMENTS = ("float32", "weights")
 _FIRST = len(_ARGUMENTS)  # of the tail's arguments
 _NIBBLES = 8  # of a word
 _LINE = 16  # words of a cache line
@@ -64,12 +64,11 @@ class NibbleKernel:
         rows = self.vectors * lanes
         tiles = -(-self.outputs // rows)
         positions = self.images * self.height * self.width
-        with pen.shared(_LAUNCH, self.parallel) as share:
+        with pen.shared(self.parallel) as share:
             scaled = pen.local(positions * self._pitch)
             totals = pen.local(positions * self.blocks)
             self._prepare(pen, scaled, totals)
-            low, high = share.of(tiles)
-            with pen.serial(high - low) as i:
+            with share.pieces(tiles) as (low, high), pen.serial(high - low) as i:
                 tile = pen.register(low + i)
                 for nest in cut(1, positions, 1, positions_beside(pen.isa, self.vectors)):
                     with nest.walk(pen) as (_, first):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
@@ -45,15 +46,21 @@ class Isa:
 class Pen:
     """What a kernel writes with while its PrimFunc is open."""
 
-    def __init__(self, isa: Isa, bases: Sequence[Expr], offsets: Sequence[Expr]) -> None:
-        """Write to arguments that lie in `bases`, one an argument, from `offsets` on."""
+    def __init__(
+        self, isa: Isa, bases: Sequence[Expr], offsets: Sequence[Expr], launch: Expr
+    ) -> None:
+        """Write to arguments that lie in `bases`, one an argument, from `offsets` on.
+
+        `launch` is the memory of `launch_memory`.
+        """
         self.isa = isa
         self._bases = bases
         self._args = offsets
+        self._launch = launch
 
     def behind(self, count: int) -> "Pen":
         """Return a pen to the arguments behind the first `count`."""
-        return Pen(self.isa, self._bases[count:], self._args[count:])
+        return Pen(self.isa, self._bases[count:], self._args[count:], self._launch)
 
     def load(self, arg: int, index: Expr, width: int = 1, stride: int = 1) -> Expr:
         """Read `width` elements from `index` on, `stride` apart (0: one, in every lane)."""
@@ -121,20 +128,87 @@ class Pen:
 
     @contextmanager
     def parallel(self, extent: Expr, when: bool = True) -> Iterator[Expr]:
-        """Loop over the threads' pool; serial where the work does not pay for the launch."""
+        """Loop, and let threads share the rounds; serial where that does not pay for itself."""
         if not when or (isinstance(extent, int) and extent == 1):
             with self.serial(extent) as index:
                 yield index
             return
-        with T.parallel(extent) as index:
-            yield index
+        with (
+            self.shared() as share,
+            share.pieces(extent) as (low, high),
+            self.serial(high - low) as i,
+        ):
+            yield self.register(low + i)
 
     @contextmanager
-    def shared(self, launch: int, when: bool = True) -> Iterator["Share"]:
-        """Open one share a thread; argument `launch` says how many threads there are."""
-        shares = self.register(self.load(launch, 0)) if when else 1
-        with self.parallel(shares, when) as index:
+    def shared(self, when: bool = True) -> Iterator["Share"]:
+        """Open one share a thread; where `when` is false the calling thread does all of it."""
+        if not when:
+            yield Share(self, tirx.const(0, "int32"), 1)
+            return
+        launch = self._launch
+        shares = self.register(launch[0])
+        turn = self.register(1 - launch[1])
+        T.buffer_store(launch, turn, [1])
+        nothing = tirx.const(0, "int32")
+        with T.attr(nothing, "pragma_import_llvm", _TAKE), T.parallel(shares) as index:
+            own = self.register(_line(index, 1 - turn))
+            T.buffer_store(launch, tirx.Broadcast(nothing, _LINE), [tirx.Ramp(own, 1, _LINE)])
+            yield Share(self, index, shares, _Counters(launch, turn))
+
+    @contextmanager
+    def parts(self, most: int) -> Iterator["Share"]:
+        """Open one share a thread, for at most so many: each has its part and no other."""
+        shares = self.register(tirx.min(self._launch[0], most))
+        with T.parallel(shares) as index:
             yield Share(self, index, shares)
+
+
+# No TVM builtin adds atomically on a CPU. LLVM makes one instruction of it, in place.
+_TAKE = """
+define linkonce_odr i32 @tilewright_take(ptr %counter) alwaysinline {
+  %taken = atomicrmw add ptr %counter, i32 1 monotonic
+  ret i32 %taken
+}
+"""
+_LINE = 16  # int32 of a cache line
+_PIECES = 8  # of a thread's part of the work
+
+
+def launch_memory(threads: int) -> np.ndarray:
+    """Return the memory that threads share their work in, int32.
+
+    The number of threads, and whose turn it is: of each thread's two lines of counters, one is
+    in use, and one is being zeroed for the kernel to come.
+    """
+    memory = np.zeros((1 + 2 * threads) * _LINE, np.int32)
+    memory[0] = threads
+    return memory
+
+
+def _line(thread: Expr, turn: Expr) -> Expr:
+    return (1 + 2 * thread + turn) * _LINE
+
+
+class _Counters:
+    """The counters of one kernel: each loop over pieces has one a thread."""
+
+    def __init__(self, launch: Expr, turn: Expr) -> None:
+        self._launch = launch
+        self._turn = turn
+        self._used = 0
+
+    def new(self) -> Callable[[Expr], Expr]:
+        """Return what takes a thread's counter of a loop and adds one, as others may do too."""
+        assert self._used < _LINE, "a kernel has too many loops that threads share"
+        number = self._used
+        self._used += 1
+
+        def take(thread: Expr) -> Expr:
+            cell = self._launch[_line(thread, self._turn) + number]
+            return T.bind(tirx.call_extern("int32", "tilewright_take", tirx.address_of(cell)))
+
+        return take
 
 
 @dataclass(frozen=True)
@@ -144,11 +218,45 @@ class Share:
     pen: Pen
     index: Expr
     shares: Expr
+    counters: _Counters | None = None
 
     def of(self, count: Expr) -> tuple[Expr, Expr]:
         """Return the first of this share's pieces, of `count` in all, and the one behind."""
-        low = self.pen.register(self.index * count // self.shares)
-        return low, self.pen.register((self.index + 1) * count // self.shares)
+        return self._part(self.index, count)
+
+    @contextmanager
+    def pieces(self, count: Expr, most: int | None = None) -> Iterator[tuple[Expr, Expr]]:
+        """Loop over `count` in pieces: those of its own part first, then what others left.
+
+        Cores are not equally fast: some are small, some share theirs with a neighbour. Gives
+        the first of a piece and the one behind; there are up to `most` in it.
+        """
+        pen = self.pen
+        if self.counters is None:
+            assert isinstance(self.shares, int), "parts of `Pen.parts` have no pieces"
+            each = count if most is None else most
+            with pen.serial(1 if most is None else (count + most - 1) // most) as i:
+                yield pen.opaque(i * each), pen.opaque(tirx.min((i + 1) * each, count))
+            return
+        take = self.counters.new()
+        size = tirx.max(count // (self.shares * _PIECES), 1)
+        size = pen.register(size if most is None else tirx.min(size, most))
+        with pen.serial(self.shares) as further:
+            owner = pen.register((self.index + further) % self.shares)
+            low, high = self._part(owner, count)
+            left = pen.local(1, "int32")
+            left.store(0, tirx.const(1, "int32"))
+            with T.While(left.load(0) != 0):
+                first = pen.opaque(low + take(owner) * size)
+                with T.If(first < high):
+                    with T.Then():
+                        yield first, pen.opaque(tirx.min(first + size, high))
+                    with T.Else():
+                        left.store(0, tirx.const(0, "int32"))
+
+    def _part(self, index: Expr, count: Expr) -> tuple[Expr, Expr]:
+        low = self.pen.register(index * count // self.shares)
+        return low, self.pen.register((index + 1) * count // self.shares)
 
 
 @dataclass(frozen=True)
@@ -184,20 +292,24 @@ def write_prim_func(
 ) -> Expr:
     """Return the PrimFunc that `body` writes.
 
-    `kinds` names each argument's base array: its dtype, "weights", "indices", or "launch" (the
-    number of threads). The function takes each distinct base once, sorted, then one int32
-    offset an argument.
+    `kinds` names each argument's base array: its dtype, "weights" or "indices". The function
+    takes the arrays of `bases_of` first, then one int32 offset an argument.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         bases = {}
-        for kind in sorted(set(kinds)):
+        for kind in bases_of(kinds):
             extent = tirx.Var(f"{kind}_elements", "int64")
             bases[kind] = T.arg(kind, T.buffer((extent,), dtype_of(kind)))
         offsets = [T.arg(f"at{i}", tirx.Var(f"at{i}", "int32")) for i in range(len(kinds))]
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
-        body(Pen(isa, [bases[kind] for kind in kinds], offsets))
+        body(Pen(isa, [bases[kind] for kind in kinds], offsets, bases["launch"]))
     return builder.get()
+
+
+def bases_of(kinds: Sequence[str]) -> list[str]:
+    """Return the base arrays that a function with arguments of some kinds takes, in order."""
+    return sorted({*kinds, "launch"})
 
 
 def dtype_of(kind: str) -> str:

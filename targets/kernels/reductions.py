@@ -101,7 +101,7 @@ class SplitSoftmaxKernel:
 
     Each thread takes a part of every row: its largest value, and exponentials relative to that.
     What the parts have in common is known when all are done; then each scales its own part.
-    Arguments: source, target, the number of threads.
+    Arguments: source, target.
     """
 
     rows: RowShape
@@ -117,12 +117,11 @@ class SplitSoftmaxKernel:
 
     def kinds(self) -> tuple[str, ...]:
         """Base arrays of the arguments."""
-        return ("float32", "float32", "launch")
+        return ("float32", "float32")
 
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
         (lanes,), count = self.rows.kept, self.rows.count
-        shares = pen.register(tirx.min(pen.load(2, 0), self._MOST_SHARES))
         pieces = [
             (first + i * width, width)
             for first, vectors, width in pieces_of(lanes, pen.isa)
@@ -130,16 +129,15 @@ class SplitSoftmaxKernel:
         ]
         tops = pen.local(self._MOST_SHARES * lanes)
         totals = pen.local(self._MOST_SHARES * lanes)
-        with pen.parallel(shares) as share:
-            low, high = Share(pen, share, shares).of(count)
+        with pen.parts(self._MOST_SHARES) as share:
+            low, high = share.of(count)
             rows = pen.register(high - low)
-            self._exponentials(pen, pieces, low, rows, tops, totals, share * lanes)
-        with pen.parallel(shares) as share:
-            low, high = Share(pen, share, shares).of(count)
+            self._exponentials(pen, pieces, low, rows, tops, totals, share.index * lanes)
+        with pen.parts(self._MOST_SHARES) as share:
+            low, high = share.of(count)
             rows = pen.register(high - low)
             factors = [
-                self._factor(pen, first, width, tops, totals, share, shares)
-                for first, width in pieces
+                self._factor(pen, first, width, tops, totals, share) for first, width in pieces
             ]
             with pen.serial(rows) as k:
                 at = pen.register((low + k) * self.rows.target[1])
@@ -187,22 +185,21 @@ class SplitSoftmaxKernel:
         width: int,
         tops: Local,
         totals: Local,
-        share: Expr,
-        shares: Expr,
+        share: Share,
     ) -> Expr:
         """Return what a part's exponentials are multiplied by."""
         lanes, m = self.rows.kept[0], Math(pen, width, {})
         top, total = pen.local(width), pen.local(width)
         top.store(0, m.f(_LEAST), width)
         total.store(0, m.f(0.0), width)
-        with pen.serial(shares) as s:
+        with pen.serial(share.shares) as s:
             part = tops.load(s * lanes + first, width)
             top.store(0, tirx.max(top.load(0, width), part), width)
-        with pen.serial(shares) as s:
+        with pen.serial(share.shares) as s:
             part = pen.register(tops.load(s * lanes + first, width) - top.load(0, width))
             grown = totals.load(s * lanes + first, width) * m.exp(part)
             total.store(0, total.load(0, width) + grown, width)
-        own = pen.register(tops.load(share * lanes + first, width) - top.load(0, width))
+        own = pen.register(tops.load(share.index * lanes + first, width) - top.load(0, width))
         return pen.register(m.exp(own) / total.load(0, width))
 
 

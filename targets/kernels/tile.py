@@ -23,8 +23,8 @@ from tilewright.targets.kernels.pen import Expr, Isa, Pen, Share
 from tilewright.targets.kernels.tail import Tail
 
 # Arguments that every tile kernel takes first; the tail's follow.
-SOURCE, VALUES, OFFSETS, TILES, ROWS, GROUPS, LAUNCH = range(7)
-ARGUMENTS = ("float32", "weights", "indices", "indices", "indices", "indices", "launch")
+SOURCE, VALUES, OFFSETS, TILES, ROWS, GROUPS = range(6)
+ARGUMENTS = ("float32", "weights", "indices", "indices", "indices", "indices")
 FIRST = len(ARGUMENTS)  # of the tail's arguments
 # A row of the tile table: where its values, offsets and rows start, and its steps.
 TABLE_COLUMNS = 4
@@ -73,7 +73,7 @@ class TileKernel:
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
         share_out = self._share_positions if self.split_positions else self._share_tiles
-        with pen.shared(LAUNCH, self.parallel) as share:
+        with pen.shared(self.parallel) as share:
             for group, rows in enumerate(self.heights):
                 share_out(pen, share, self._cut(pen, rows), *self.group(pen, group))
 
@@ -103,8 +103,7 @@ class TileKernel:
     ) -> None:
         for nest, block in blocks:
             each = nest.rows * nest.columns
-            low, high = share.of(self.images * each)
-            with pen.serial(high - low) as i:
+            with share.pieces(self.images * each) as (low, high), pen.serial(high - low) as i:
                 flat = pen.register(low + i)
                 b = pen.opaque(flat // each)
                 y = pen.opaque(nest.y0 + flat // nest.columns % nest.rows * nest.y_step)
@@ -120,17 +119,14 @@ class TileKernel:
         first: Expr,
         count: Expr,
     ) -> None:
-        low, high = share.of(count)
-        with pen.serial((high - low + self.together - 1) // self.together) as batch:
-            start = pen.opaque(low + batch * self.together)
-            tiles = pen.opaque(tirx.min(high - start, self.together))
+        with share.pieces(count, self.together) as (low, high):
             for nest, block in blocks:
                 with (
                     pen.serial(self.images) as b,
                     nest.walk(pen) as (y, x),
-                    pen.serial(tiles) as tile,
+                    pen.serial(high - low) as tile,
                 ):
-                    block(b, y, x, first + start + tile)
+                    block(b, y, x, first + low + tile)
 
     def group(self, pen: Pen, group: int) -> tuple[Expr, Expr]:
         """Return a group's first tile and its number of tiles."""

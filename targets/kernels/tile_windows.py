@@ -6,7 +6,7 @@ from tvm import tirx
 
 from tilewright.targets.kernels.blocks import cut
 from tilewright.targets.kernels.pen import Expr, Local, Pen
-from tilewright.targets.kernels.tile import FIRST, LAUNCH, TileKernel, vectors_beside
+from tilewright.targets.kernels.tile import FIRST, TileKernel, vectors_beside
 from tilewright.targets.kernels.windows import PlaneKernel
 
 _CACHED = 1 << 16  # elements of planes that stay in a second-level cache, beside weights
@@ -41,39 +41,52 @@ class TilePlaneKernel:
     def _group(self, pen: Pen, group: int, height: int) -> None:
         """Run the tiles of one height; the threads share slices before they share tiles."""
         layer, plane = self.layer, self.plane
-        behind = pen.behind(len(layer.kinds()))
-        parallel = layer.parallel or plane.parallel
         size = height * plane.rows * plane.shape.width
         most = max(1, _CACHED // size)
-        with pen.shared(LAUNCH, parallel) as share:
-            scratch = plane.scratch(behind)
+        with pen.shared(layer.parallel or plane.parallel) as share:
+            padded = plane.scratch(pen)
             # Reading columns that are apart may touch some behind the last.
             planes = pen.local(most * size + pen.isa.lanes)
             first, tiles = layer.group(pen, group)
             count = pen.register(tiles * (plane.images * plane.slices))
-            low, high = share.of(count)
-            whole = pen.register(low // tiles)
-            with pen.serial((high + tiles - 1) // tiles - whole) as i:
-                part = pen.register(whole + i)
-                begin = pen.register(tirx.max(low - part * tiles, 0))
-                end = pen.register(tirx.min(high - part * tiles, tiles))
-                b = pen.opaque(part // plane.slices)
-                y = pen.opaque(part % plane.slices * plane.slice.out_height)
-                above = y * plane.shape.stride[0] - plane.shape.top
-                last = plane.shape.height - plane.rows
-                start = pen.opaque(tirx.max(tirx.min(above, last), 0))
-                with pen.serial((end - begin + most - 1) // most) as batch:
-                    tile = pen.opaque(first + begin + batch * most)
-                    each = pen.opaque(tirx.min(end - (begin + batch * most), most))
-                    self._tiles(pen, planes, height, b, start, tile, each)
-                    with pen.serial(each * height) as r:
-                        n = pen.opaque(layer.row(pen, tile + r // height, r % height))
+            with share.pieces(count) as (low, high):
+                whole = pen.register(low // tiles)
+                with pen.serial((high + tiles - 1) // tiles - whole) as i:
+                    part = pen.register(whole + i)
+                    begin = pen.register(tirx.max(low - part * tiles, 0))
+                    end = pen.register(tirx.min(high - part * tiles, tiles))
+                    with pen.serial((end - begin + most - 1) // most) as batch:
+                        start = pen.register(begin + batch * most)
+                        tile = pen.opaque(first + start)
+                        each = pen.opaque(tirx.min(end - start, most))
+                        self._slice(pen, planes, padded, height, part, tile, each)
 
-                        def read(row: Expr, column: Expr, width: int, r: Expr = r) -> Expr:
-                            inside = r * plane.rows + (row - start)
-                            return planes.load(inside * plane.shape.width + column, width)
+    def _slice(
+        self,
+        pen: Pen,
+        planes: Local,
+        padded: Local,
+        height: int,
+        part: Expr,
+        tile: Expr,
+        count: Expr,
+    ) -> None:
+        """Compute the planes of `count` tiles, and the windows over them, in one slice."""
+        layer, plane = self.layer, self.plane
+        b = pen.opaque(part // plane.slices)
+        y = pen.opaque(part % plane.slices * plane.slice.out_height)
+        above = y * plane.shape.stride[0] - plane.shape.top
+        last = plane.shape.height - plane.rows
+        start = pen.opaque(tirx.max(tirx.min(above, last), 0))
+        self._tiles(pen, planes, height, b, start, tile, count)
+        with pen.serial(count * height) as r:
+            n = pen.opaque(layer.row(pen, tile + r // height, r % height))
 
-                        plane.compute(behind, scratch, read, b, n, y)
+            def read(row: Expr, column: Expr, width: int) -> Expr:
+                inside = r * plane.rows + (row - start)
+                return planes.load(inside * plane.shape.width + column, width)
+
+            plane.compute(pen.behind(len(layer.kinds())), padded, read, b, n, y)
 
     def _tiles(
         self,

@@ -16,7 +16,7 @@ _PARALLEL_TAPS = 100_000  # below, the launch of the pool costs more than it sav
 _SLICE = 2048  # positions of a plane from which on a slice of its rows is cut in two
 _REPEATED = 1.15  # of the input's rows, those counted twice that two slices need
 _WEIGHTS = 0  # the number of the argument, where there is one
-SOURCE = -2  # the arguments that come last: source and number of threads
+SOURCE = -1  # the argument that comes last
 
 # Gives (row, column, width) of the input.
 Read = Callable[[Expr, Expr, int], Expr]
@@ -28,7 +28,7 @@ class PlaneKernel:
 
     Arguments: for "conv" the weights (channel, ky, kx), for "average" with `counted` the
     reciprocal number of inputs under each window (out_height, out_width); operands and outputs
-    of the chain; source, number of threads. Channel n of the output reads channel
+    of the chain; source. Channel n of the output reads channel
     n // `multiplier`.
 
     The threads share slices of rows before they share channels: neighbouring layers then find
@@ -93,7 +93,7 @@ class PlaneKernel:
 
     def kinds(self) -> tuple[str, ...]:
         """Base arrays of the arguments."""
-        return (*self.behind_source(), "float32", "launch")
+        return (*self.behind_source(), "float32")
 
     def behind_source(self) -> tuple[str, ...]:
         """Base arrays of the arguments that are not about the source."""
@@ -107,10 +107,9 @@ class PlaneKernel:
         """Write the function's body."""
         source = len(self.behind_source())
         count = self.images * self.slices * self.channels
-        with pen.shared(source + 1, self.parallel) as share:
+        with pen.shared(self.parallel) as share:
             scratch = self.scratch(pen)
-            low, high = share.of(count)
-            with pen.serial(high - low) as i:
+            with share.pieces(count) as (low, high), pen.serial(high - low) as i:
                 flat = pen.register(low + i)
                 n = pen.register(flat % self.channels)
                 b = pen.register(flat // (self.channels * self.slices))

@@ -6,11 +6,12 @@ from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.tile import ROWS, TileKernel
 from tilewright.targets.kernels.tile_windows import TilePlaneKernel
 from tilewright.targets.kernels.windows import SOURCE, PlaneKernel
+from tilewright.targets.lower.choices import Pick, Site
 from tilewright.targets.lower.program import Call, Program
 from tilewright.targets.lower.window import Buffer
 
 
-def fuse_planes(program: Program) -> None:
+def fuse_planes(program: Program, pick: Pick) -> None:
     """Let a window move over a layer's planes as soon as a tile of them is computed."""
     readers = _readers(program)
     writers = {
@@ -27,7 +28,7 @@ def fuse_planes(program: Program) -> None:
             if layer is not None and readers[source] == 1:
                 channels = program.constants[layer.refs[ROWS].buffer].size
                 joined = _joined(layer, step, channels)
-                if joined is not None:
+                if joined is not None and _pays(joined, pick):
                     gone.add(id(layer))
                     step = joined
         steps.append(step)
@@ -68,6 +69,19 @@ def _joined(layer: Call, planes: Call, channels: int) -> Call | None:
     return Call(
         kernel, (*layer.refs[:-1], *planes.refs[:SOURCE]), (*layer.nodes, *planes.nodes)
     )
+
+
+def _pays(joined: Call, pick: Pick) -> bool:
+    """Say whether one kernel is faster than two."""
+    kernel = joined.kernel
+    assert isinstance(kernel, TilePlaneKernel)
+    plane = kernel.plane
+    described = (
+        f"{plane.name} {plane.shape.kernel}, strides {plane.shape.stride} behind "
+        f"{plane.channels} planes of {plane.shape.height} x {plane.shape.width}"
+    )
+    picked = pick(Site("window", described, joined.nodes), ("fused", "apart"))
+    return picked.number == 0
 
 
 def _over_images(kernel: TileKernel, images: int) -> TileKernel:

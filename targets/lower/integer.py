@@ -8,16 +8,18 @@ from tilewright.graph import static_shape
 from tilewright.protocol import LayerDecision
 from tilewright.targets.kernels.integer import INTERLEAVED, IntegerKernel
 from tilewright.targets.kernels.tile import PARALLEL_MACS
+from tilewright.targets.lower.choices import Site
 from tilewright.targets.lower.integer_tiles import PackedIntegers, pack_integers
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.problem import (
+    Problem,
     along_positions,
     chain_behind,
     places_of,
     positions_order,
     problem_of,
 )
-from tilewright.targets.lower.program import LAUNCH, Ref
+from tilewright.targets.lower.program import Ref
 from tilewright.targets.lower.quantized import IntegerLayer
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.tiles import dense_steps, sparse_steps
@@ -44,7 +46,7 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
     places = places_of(node, problem, chain, operands, outputs)
     if places.width < lowering.isa.lanes:
         raise NotLowered(f"{node.op} with {places.width} positions in a row")
-    packed, dense = _pack(lowering, layer, problem.offsets)
+    packed, dense, reason = _pack(lowering, region, layer, problem)
     kernel = IntegerKernel(
         images=places.images,
         height=places.height,
@@ -63,7 +65,7 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
     source = Ref(problem.source.buffer, problem.source.offset)
     lowering.program.call(
         kernel,
-        [source, *parts, order_of_bytes, Ref(LAUNCH), *operands, *outputs],
+        [source, *parts, order_of_bytes, *operands, *outputs],
         [n.name for n in region.nodes],
     )
     density = float(np.count_nonzero(matrix) / matrix.size)
@@ -77,18 +79,27 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
             bits=8,
             stored_bytes=packed.stored_bytes(),
             kernel=f"int8 {'dense' if dense else 'sparse'}, lanes = positions",
-            reason=f"{1 - density:.0%} zeros",
+            reason=reason,
         )
     )
 
 
 def _pack(
-    lowering: Lowering, layer: IntegerLayer, offsets: np.ndarray
-) -> tuple[PackedIntegers, bool]:
-    """Return the packed weights, and whether zeros are computed like any other weight."""
+    lowering: Lowering, region: Region, layer: IntegerLayer, problem: Problem
+) -> tuple[PackedIntegers, bool, str]:
+    """Return the packed weights, whether zeros are computed like any other weight, and why."""
     matrix = layer.weights.matrix
     zeros = 1 - np.count_nonzero(matrix) / matrix.size
     least = float(lowering.target.settings.get("min_sparse_share", 0.0))
     dense = bool(zeros < least) or sparse_steps(matrix, _ROWS) >= dense_steps(matrix, _ROWS)
+    described = (
+        f"{'+'.join(n.op for n in region.nodes)} int8 {matrix.shape[0]} x {matrix.shape[1]} "
+        f"at {' x '.join(map(str, problem.source.shape))}, {zeros:.2f} zeros"
+    )
+    ways = ("dense", "sparse") if dense else ("sparse", "dense")
+    site = Site("layer", described, (region.anchor.name,))
+    picked = lowering.pick(site, ways if zeros else ways[:1])
+    dense = ways[picked.number] == "dense"
     zero = layer.zero + (_SHIFT if layer.source.dtype == np.int8 else 0)
-    return pack_integers(matrix, offsets, lowering.isa.dot, _ROWS, dense, zero), dense
+    packed = pack_integers(matrix, problem.offsets, lowering.isa.dot, _ROWS, dense, zero)
+    return packed, dense, "; ".join(filter(None, (f"{zeros:.0%} zeros", picked.measured)))

@@ -13,6 +13,7 @@ from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source
 from tilewright.targets.kernels.map import MapKernel
 from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.lower.chains import DTYPES, ChainBuilder, is_elementwise, with_bare_axes
+from tilewright.targets.lower.choices import Pick, estimated
 from tilewright.targets.lower.fusion import fuse_planes
 from tilewright.targets.lower.program import Island, Program
 from tilewright.targets.lower.quantized import (
@@ -37,11 +38,17 @@ class Lowering:
     """The state of one lowering: where every tensor is, and the program so far."""
 
     def __init__(
-        self, graph: Graph, target: Target, isa: Isa, anchors: dict[str, Lower]
+        self,
+        graph: Graph,
+        target: Target,
+        isa: Isa,
+        anchors: dict[str, Lower],
+        pick: Pick = estimated,
     ) -> None:
         self.graph = graph
         self.target = target
         self.isa = isa
+        self.pick = pick
         self.program = Program()
         self._anchors = anchors
         self._windows: dict[str, Window] = {}
@@ -65,7 +72,7 @@ class Lowering:
             self._lower(region)
         for tensor in self.graph.outputs:
             self.program.outputs[tensor.name] = self.window(tensor)
-        fuse_planes(self.program)
+        fuse_planes(self.program, self.pick)
         return self.program
 
     def window(self, tensor: gs.Tensor) -> Window:

@@ -1,6 +1,10 @@
 """Program -> Relax module -> shared library."""
 
+import functools
+import hashlib
+import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +12,9 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-from tilewright.targets.kernels.pen import Isa, dtype_of, write_prim_func
+from tilewright import oracle
+from tilewright.protocol import Report
+from tilewright.targets.kernels.pen import Isa, bases_of, dtype_of, write_prim_func
 from tilewright.targets.lower.program import Call, Kernel, Part
 from tilewright.targets.lower.window import Buffer
 
@@ -24,15 +30,38 @@ class Bases:
     names: tuple[str, ...]
 
 
-def relax_module(parts: Sequence[Part], bases: Bases, isa: Isa) -> tvm.IRModule:
+def compile_library(
+    parts: Sequence[Part], bases: Bases, isa: Isa, path: Path, link: Link, report: Report
+) -> None:
+    """Compile a program's parts for an instruction set and link them into `path`."""
+    register_kernel_pipeline()
+    kernels = dict.fromkeys(call.kernel for part in _calls(parts) for call in part)
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        objects = [Path(folder) / f"{_function_name(kernel)}.o" for kernel in kernels]
+        # Threads are enough: TVM does not hold the interpreter while it compiles.
+        with ThreadPoolExecutor(oracle.cores()) as pool:
+            compiled = pool.map(lambda kernel: _kernel_object(kernel, isa), kernels)
+            for index, (object_, content) in enumerate(zip(objects, compiled, strict=True)):
+                object_.write_bytes(content)
+                report(f"compiled {index + 1} of {len(kernels)} kernels")
+
+        def link_all(output: str, own: str | Sequence[str], options: Any = None) -> None:
+            link(
+                output, [*([own] if isinstance(own, str) else own), *map(str, objects)], options
+            )
+
+        executable = tvm.compile(relax_module(parts, bases), target=llvm_target(isa))
+        executable.export_library(str(path), fcompile=link_all)
+
+
+def relax_module(parts: Sequence[Part], bases: Bases) -> tvm.IRModule:
     """Return a module with one function a part that has calls, `run_0`, `run_1`, ...
 
-    Each takes the base arrays in the order of `bases.names`. Calls of equal kernels share one
-    PrimFunc; only their offsets differ.
+    Each takes the base arrays in the order of `bases.names`. Calls of equal kernels call one
+    function; only their offsets differ.
     """
     builder = relax.BlockBuilder()
-    names: dict[Kernel, str] = {}
-    calls = [part for part in parts if isinstance(part, list)]
+    calls = _calls(parts)
     for index, part in enumerate(calls):
         arrays = {
             name: relax.Var(name, relax.TensorType(dtype=dtype_of(name), ndim=1))
@@ -40,24 +69,35 @@ def relax_module(parts: Sequence[Part], bases: Bases, isa: Isa) -> tvm.IRModule:
         }
         with builder.function(f"run_{index}", list(arrays.values())):
             for call in part:
-                if call.kernel not in names:
-                    names[call.kernel] = f"{call.kernel.name}_{len(names)}"
-                builder.emit(_call(call, names[call.kernel], arrays, bases))
+                builder.emit(_call(call, arrays, bases))
             builder.emit_func_output(next(iter(arrays.values())))
     module = builder.get()
-    for kernel, name in names.items():
-        module[name] = write_prim_func(name, isa, kernel.kinds(), kernel.write)
     for index in range(len(calls)):
         function = f"run_{index}"
         module[function] = module[function].with_attr("relax.force_pure", True)
     return module
 
 
-def compile_library(module: tvm.IRModule, isa: Isa, path: Path, link: Link) -> None:
-    """Compile a module for an instruction set and link it into `path`."""
-    register_kernel_pipeline()
-    executable = tvm.compile(module, target=llvm_target(isa), tir_pipeline=KERNEL_PIPELINE)
-    executable.export_library(str(path), fcompile=link)
+@functools.cache
+def _kernel_object(kernel: Kernel, isa: Isa) -> bytes:
+    """Return the object file of one kernel: another model, or another try, may need it too."""
+    name = _function_name(kernel)
+    function = write_prim_func(name, isa, kernel.kinds(), kernel.write)
+    executable = tvm.compile(
+        tvm.IRModule({name: function}), target=llvm_target(isa), tir_pipeline=KERNEL_PIPELINE
+    )
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        path = Path(folder) / "kernel.o"
+        executable.mod.write_to_file(str(path), "o")
+        return path.read_bytes()
+
+
+def _function_name(kernel: Kernel) -> str:
+    return f"{kernel.name}_{hashlib.sha256(repr(kernel).encode()).hexdigest()[:16]}"
+
+
+def _calls(parts: Sequence[Part]) -> list[list[Call]]:
+    return [part for part in parts if isinstance(part, list)]
 
 
 def llvm_target(isa: Isa) -> Any:
@@ -99,7 +139,8 @@ def _kernel_pipeline() -> tuple[Any, Any, Any]:
     return (lower, *finalize)
 
 
-def _call(call: Call, name: str, arrays: dict[str, Any], bases: Bases) -> Any:
-    kinds = sorted(set(call.kernel.kinds()))
+def _call(call: Call, arrays: dict[str, Any], bases: Bases) -> Any:
+    kinds = bases_of(call.kernel.kinds())
     offsets = [relax.prim_value(bases.offsets[ref.buffer] + ref.offset) for ref in call.refs]
-    return relax.Call(relax.ExternFunc(name), [*(arrays[k] for k in kinds), *offsets])
+    function = relax.ExternFunc(_function_name(call.kernel))
+    return relax.Call(function, [*(arrays[k] for k in kinds), *offsets])

@@ -12,7 +12,7 @@ from tilewright.targets.kernels.tile import PARALLEL_MACS
 from tilewright.targets.lower.layer import run_layer
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.problem import chain_behind, places_of, problem_of
-from tilewright.targets.lower.program import LAUNCH, Ref
+from tilewright.targets.lower.program import Ref
 from tilewright.targets.lower.regions import Region
 
 _VECTORS = 4  # of channels in a tile: as many sums hide the latency of one position's
@@ -60,7 +60,7 @@ def lower_nibbles(lowering: Lowering, region: Region) -> None:
     values = lowering.program.constant(f"{node.name}.nibbles", packed)
     source = Ref(problem.source.buffer, problem.source.offset)
     nodes = [n.name for n in region.nodes]
-    lowering.program.call(kernel, [source, values, Ref(LAUNCH), *operands, *windows], nodes)
+    lowering.program.call(kernel, [source, values, *operands, *windows], nodes)
     lowering.program.layers.append(
         LayerDecision(
             name=node.name,

@@ -11,7 +11,6 @@ from tilewright.targets.kernels.planes import PadKernel, PlaneShape
 from tilewright.targets.kernels.tail import Tail
 from tilewright.targets.kernels.windows import PlaneKernel
 from tilewright.targets.lower.lowering import Lowering, NotLowered
-from tilewright.targets.lower.program import LAUNCH, Ref
 from tilewright.targets.lower.quantized import lowered_layer
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.window import Window
@@ -161,7 +160,7 @@ def _lower_planes(
     )
     lowering.program.call(
         kernel,
-        [*fixed, *operands, *outputs, window, Ref(LAUNCH)],
+        [*fixed, *operands, *outputs, window],
         [n.name for n in region.nodes],
     )
 

@@ -11,13 +11,16 @@ from tilewright.protocol import LayerDecision, Note
 from tilewright.targets.kernels.pen import Pen, dtype_of
 from tilewright.targets.lower.window import Buffer, Window, compact, strides_of
 
-# One element, which the runtime fills in: how many threads share a kernel.
-LAUNCH = Buffer("launch", "launch", 1, constant=True)
 ALIGNMENT = 64  # bytes: a cache line, and what DLPack asks of an array
 
 
 class Kernel(Protocol):
-    """A kernel description: hashable, so that equal calls share one PrimFunc."""
+    """A kernel description: hashable, so that equal calls share one function.
+
+    Its `repr` must tell it from all others.
+    """
+
+    def __hash__(self) -> int: ...
 
     @property
     def name(self) -> str:

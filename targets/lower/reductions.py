@@ -15,7 +15,7 @@ from tilewright.targets.kernels.reductions import (
 )
 from tilewright.targets.kernels.rows import RowShape
 from tilewright.targets.lower.lowering import Lowering, NotLowered
-from tilewright.targets.lower.program import LAUNCH, Kernel, Ref
+from tilewright.targets.lower.program import Kernel
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.window import Window, collapse
 
@@ -66,16 +66,14 @@ def lower_softmax(lowering: Lowering, region: Region) -> None:
         node.outputs[0].name, window.shape, "float32", window.order, window.run
     )
     rows, _ = _rows(window, target, axes, [])
-    arguments: list[Window | Ref] = [window, target]
     kernel: Kernel
     if node.op == "LogSoftmax":
         kernel = LogSoftmaxKernel(rows)
     elif SplitSoftmaxKernel.fits(rows, lowering.isa):
         kernel = SplitSoftmaxKernel(rows)
-        arguments.append(Ref(LAUNCH))
     else:
         kernel = SoftmaxKernel(rows)
-    lowering.program.call(kernel, arguments, [node.name])
+    lowering.program.call(kernel, [window, target], [node.name])
     lowering.define(node.outputs[0], target)
 
 

@@ -4,14 +4,15 @@ Output row o takes input row i through tap k where o = i * stride + k - pad. Row
 (o + pad) % stride use the same taps, so each phase is a convolution of stride 1.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import is_constant, static_shape
 from tilewright.targets.kernels.elementwise import Chain, Source, Step
 from tilewright.targets.kernels.planes import PlaneShape
-from tilewright.targets.lower.layer import POSITION_ROWS, call_tiles, choose
+from tilewright.targets.lower.choose import choose
+from tilewright.targets.lower.layer import call_tiles
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes
 from tilewright.targets.lower.problem import Problem
@@ -109,12 +110,7 @@ def _phase(
     extents = (planes.shape[0], shape.out_height, shape.out_width)
     source = Window(planes.buffer, extents, steps, planes.offset)
     problem = Problem(matrix, source, offsets, 1)
-    choice = replace(
-        choose(lowering, node, problem, target.shape),
-        lanes="positions",
-        rows=POSITION_ROWS,
-        tile=f"{POSITION_ROWS}x1",
-    )
+    choice = choose(lowering, region, problem, target.shape, lanes="positions")
     chain, operands = Chain(), []
     if len(node.inputs) > 2 and node.inputs[2].name:
         bias = lowering.window(node.inputs[2])

@@ -28,7 +28,7 @@ from tilewright.targets import FOLDER
 from tilewright.targets.cpu import CpuBackend, isa_of
 from tilewright.targets.cpu_program import prepare_pool
 from tilewright.targets.kernels.elementwise import number
-from tilewright.targets.kernels.pen import Pen, write_prim_func
+from tilewright.targets.kernels.pen import Pen, launch_memory, write_prim_func
 from tilewright.targets.lower.module import (
     KERNEL_PIPELINE,
     llvm_target,
@@ -58,7 +58,7 @@ def peak(threads: int) -> float:
     count = min(ACCUMULATORS, isa.registers - 6)
 
     def body(pen: Pen) -> None:
-        with pen.parallel(threads) as thread:
+        with pen.shared() as share:
             rounds = pen.load(1, 0)
             sums = [pen.local(lanes) for _ in range(count)]
             for cell in sums:
@@ -69,7 +69,7 @@ def peak(threads: int) -> float:
                     scaled = cell.load(0, lanes) * factors[i % 3]
                     cell.store(0, scaled + factors[3], lanes)
             total = sum((c.load(0, lanes) for c in sums[1:]), sums[0].load(0, lanes))
-            pen.store(0, (thread + 4) * lanes, total, lanes)
+            pen.store(0, (share.index + 4) * lanes, total, lanes)
 
     register_kernel_pipeline()
     function = write_prim_func("peak", isa, ("float32", "indices"), body)
@@ -79,7 +79,8 @@ def peak(threads: int) -> float:
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
     floats = tvm.runtime.tensor(np.full(lanes * (threads + 4), 0.5, np.float32))
     rounds = tvm.runtime.tensor(np.full(16, ROUNDS, np.int32))
-    taken = sample(lambda: built["peak"](floats, rounds, 0, 0), 20, warm_up=3)
+    launch = tvm.runtime.tensor(launch_memory(threads))
+    taken = sample(lambda: built["peak"](floats, rounds, launch, 0, 0), 20, warm_up=3)
     return threads * count * lanes * 2 * ROUNDS / taken.min_ms / 1e6
 
 

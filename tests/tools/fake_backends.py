@@ -14,6 +14,7 @@ from tilewright.graph import Graph
 from tilewright.layers import linear_layers
 from tilewright.protocol import Build, Executable, Feeds, LayerDecision, Report
 from tilewright.target import Target
+from tilewright.timings import Tuning
 
 
 class Faithful:
@@ -21,7 +22,14 @@ class Faithful:
 
     name: ClassVar[str] = "faithful"
 
-    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
+    def build(
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        report: Report,
+        tuning: Tuning | None = None,
+    ) -> Build:
         (folder / "weights.bin").write_bytes(
             b"".join(layer.matrix().tobytes() for layer in linear_layers(graph))
         )
@@ -66,7 +74,14 @@ class Endless(Faithful):
 
     name: ClassVar[str] = "endless"
 
-    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
+    def build(
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        report: Report,
+        tuning: Tuning | None = None,
+    ) -> Build:
         (folder / "half.o").touch()
         print("building", file=sys.stderr, flush=True)
         time.sleep(60)
@@ -78,7 +93,14 @@ class Faulty(Faithful):
 
     name: ClassVar[str] = "faulty"
 
-    def build(self, graph: Graph, target: Target, folder: Path, report: Report) -> Build:
+    def build(
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        report: Report,
+        tuning: Tuning | None = None,
+    ) -> Build:
         raise IndexError("list index out of range")
 
 

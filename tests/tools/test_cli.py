@@ -315,6 +315,7 @@ def test_a_model_that_cannot_be_used_is_one_message(
         (("--dim", "batch=1"), "no such open dimension"),
         (("--dim", "batch=1,seq=8"), "for each: --dim batch=1 --dim seq=8"),
         (("--threads", "0"), "--threads"),
+        (("--tune", "long"), "--tune"),
         (("--calibration", "none.npz"), 'Calibration data "none.npz" does not exist'),
         (("--outputt", "x"), "--outputt"),
     ],
@@ -326,6 +327,18 @@ def test_an_option_that_cannot_be_used_is_one_message(
     before = left_in(tmp_path)
     chosen = () if "--target" in options else ("--target", target)
     assert_refused(run("compile", model, *chosen, *options), part)
+    assert left_in(tmp_path) == before
+
+
+def test_timings_that_are_damaged_are_one_message_before_any_work(
+    run: Cli, model: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "timings.sqlite").write_bytes(b"damaged" * 200)
+    before = left_in(tmp_path)
+    ended = run("compile", model, "--target", target, "--tune", "quick")
+    assert_refused(ended, "Timings", "Remove the file", "--tune 0")
     assert left_in(tmp_path) == before
 
 

@@ -1,0 +1,101 @@
+"""Timings: how long ways of doing the same thing took on a device, kept in an SQLite file."""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilewright.errors import UnusableInput
+
+_SCHEMA = 1
+_TABLE = """
+CREATE TABLE IF NOT EXISTS timings (
+    device TEXT NOT NULL,
+    problem TEXT NOT NULL,
+    ways TEXT NOT NULL,
+    microseconds TEXT NOT NULL,
+    PRIMARY KEY (device, problem, ways)
+) WITHOUT ROWID
+"""
+_PATIENCE_S = 30.0  # while another process writes
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Times by device, problem and the ways that were tried against each other.
+
+    `device` is all that a time hangs on but the problem: CPU, instructions, threads, the
+    version of the kernels. Times of one row were taken in turns and may be compared; those of
+    two rows may not, for machines change their speed.
+
+    Every method raises UnusableInput where the file cannot be used.
+    """
+
+    path: Path
+
+    def check(self) -> None:
+        """Raise UnusableInput where the file is damaged or cannot be written."""
+        with self._opened() as database:
+            database.execute("CREATE TEMP TABLE probe (x)")
+            database.execute("BEGIN IMMEDIATE")
+
+    def find(self, device: str, problem: str, ways: Sequence[str]) -> tuple[float, ...] | None:
+        """Return the microseconds of the first ways, or None where they are not known."""
+        with self._opened() as database:
+            row = database.execute(
+                "SELECT microseconds FROM timings "
+                "WHERE device = ? AND problem = ? AND ways = ?",
+                (device, problem, json.dumps(list(ways))),
+            ).fetchone()
+        return None if row is None else tuple(json.loads(row[0]))
+
+    def keep(
+        self, device: str, problem: str, ways: Sequence[str], microseconds: Sequence[float]
+    ) -> None:
+        """Keep how long the first of some ways took; it replaces what was known of them."""
+        row = (device, problem, json.dumps(list(ways)), json.dumps(list(microseconds)))
+        with self._opened() as database:
+            database.execute("INSERT OR REPLACE INTO timings VALUES (?, ?, ?, ?)", row)
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            database = sqlite3.connect(self.path, timeout=_PATIENCE_S)
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from error
+        try:
+            with database:
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                if version not in (0, _SCHEMA):
+                    raise sqlite3.DatabaseError(f"it has format {version}, not {_SCHEMA}")
+                if not version:
+                    database.execute(_TABLE)
+                    database.execute(f"PRAGMA user_version = {_SCHEMA}")
+                yield database
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        finally:
+            database.close()
+
+    def _unusable(self, error: Exception) -> UnusableInput:
+        return UnusableInput(
+            f'Timings "{self.path}" cannot be used: {error}. Remove the file if it is damaged, '
+            "set TILEWRIGHT_CACHE to a folder where you may write, or compile with --tune 0."
+        )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a backend may spend on measuring, and where it keeps what it learns.
+
+    Of each problem the `ways` that are estimated to be the fastest are tried; none is begun
+    when `seconds` are over.
+    """
+
+    ways: int
+    seconds: float
+    threads: int
+    timings: Timings
