@@ -1,5 +1,6 @@
 """The cpu backend: tile kernels through TVM's LLVM; cpu_program.py runs what it writes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,14 +9,14 @@ from tilewright.graph import Graph
 from tilewright.nbits import in_floats
 from tilewright.protocol import Build, Report
 from tilewright.target import Target
-from tilewright.targets.cpu_files import write_files
+from tilewright.targets.cpu_files import Lowered, write_files
 from tilewright.targets.cpu_program import CpuProgram, cpu_flags
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.lower.anchors import ANCHORS
 from tilewright.targets.lower.choices import Pick, estimated
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.patterns import quantize_before_views, recognize_layer_norms
-from tilewright.targets.lower.program import Program, segments
+from tilewright.targets.lower.program import Pool, Program, segments
 from tilewright.targets.tune import tuned
 from tilewright.timings import Tuning
 
@@ -27,7 +28,7 @@ class CpuBackend:
 
     def build(
         self,
-        graph: Graph,
+        graphs: Sequence[Graph],
         target: Target,
         folder: Path,
         report: Report,
@@ -35,35 +36,31 @@ class CpuBackend:
     ) -> Build:
         """Lower, compile and write `lib.so`, the packed weights and `program.json`.
 
+        `graphs` are one model at several shapes of its inputs; what is told is of the first.
         Raises CannotLower where a node can run neither here nor in onnxruntime, and
         UnusableInput where `tuning` asks to measure kernels that this CPU cannot run.
         """
         isa = isa_of(target)
-        graph = in_floats(graph)
         report("lowering")
-        try:
-            whole = quantize_before_views(recognize_layer_norms(graph))
-
-            def lower(pick: Pick) -> Program:
-                return Lowering(whole, target, isa, ANCHORS, pick).run(report)
-
-            pick: Pick = estimated
-            if tuning is not None:
-                _check_measurable(isa)
-                pick = tuned(lower, graph, target, isa, tuning, report)
-            program = lower(pick)
-        except NotLowered as error:
-            raise CannotLower(
-                f"Target {target.name} cannot run this model: {error}."
-            ) from error
-        written = write_files(program, segments(program), graph, target, isa, folder, report)
+        pool = Pool()
+        lowered = []
+        for graph in map(in_floats, graphs):
+            try:
+                program = _lowered(graph, target, isa, tuning, report)
+            except NotLowered as error:
+                raise CannotLower(
+                    f"Target {target.name} cannot run this model: {error}."
+                ) from error
+            lowered.append(Lowered(program, segments(program), graph, pool.take(program)))
+        written = write_files(lowered, pool, target, isa, folder, report)
+        first = lowered[0].program
         return Build(
-            layers=tuple(program.layers),
-            islands=tuple(program.islands),
+            layers=tuple(first.layers),
+            islands=tuple(first.islands),
             stored_bytes=written.stored_bytes,
             details={
                 "isa": isa.name,
-                "calls": str(len(program.steps)),
+                "calls": str(len(first.steps)),
                 "arena_bytes": str(written.arena_bytes),
             },
         )
@@ -71,6 +68,20 @@ class CpuBackend:
     def load(self, folder: Path, threads: int | None = None) -> CpuProgram:
         """Return a function from feeds to outputs; calls from several threads take turns."""
         return CpuProgram(folder, threads)
+
+
+def _lowered(
+    graph: Graph, target: Target, isa: Isa, tuning: Tuning | None, report: Report
+) -> Program:
+    whole = quantize_before_views(recognize_layer_norms(graph))
+
+    def lower(pick: Pick) -> Program:
+        return Lowering(whole, target, isa, ANCHORS, pick).run(report)
+
+    if tuning is None:
+        return lower(estimated)
+    _check_measurable(isa)
+    return lower(tuned(lower, graph, target, isa, tuning, report))
 
 
 def isa_of(target: Target) -> Isa:

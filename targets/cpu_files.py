@@ -1,7 +1,7 @@
 """Write what cpu_program.py runs: kernels, constants, and where everything lies in memory."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ from tilewright.targets.link import link_shared
 from tilewright.targets.lower.program import (
     Island,
     Part,
+    Pool,
     Program,
-    place_constants,
     plan_arena,
 )
 from tilewright.targets.lower.tiles import compressed
@@ -33,29 +33,84 @@ class Written(NamedTuple):
     arena_bytes: int
 
 
+class Lowered(NamedTuple):
+    """A model's program for one set of input shapes, cut into parts that run at a time.
+
+    `constants` says where its constants are in the pool.
+    """
+
+    program: Program
+    parts: Sequence[Part]
+    graph: Graph
+    constants: Mapping[Buffer, int]
+
+
 def write_files(
-    program: Program,
-    parts: Sequence[Part],
-    graph: Graph,
+    lowered: Sequence[Lowered],
+    pool: Pool,
     target: Target,
     isa: Isa,
     folder: Path,
     report: Report,
 ) -> Written:
-    """Write a program, cut into `parts`, in the files that cpu_program.py lists."""
-    arena, arena_bytes = plan_arena(program)
-    offsets: dict[Buffer, int] = {
-        buffer: at // np.dtype(buffer.dtype).itemsize for buffer, at in arena.items()
-    }
-    stored = _write_constants(program, folder, offsets, arena_bytes)
-    names = tuple(bases_of([buffer.dtype for buffer in offsets]))
-    if any(isinstance(part, list) for part in parts):
-        from tilewright.targets.lower.module import Bases, compile_library
+    """Write programs whose constants are in `pool` in the files that cpu_program.py lists."""
+    arenas = [plan_arena(each.program) for each in lowered]
+    arena_bytes = max(size for _, size in arenas)
+    stored, starts = _write_constants(pool, folder, arena_bytes)
+    places = [
+        {buffer: at // _itemsize(buffer.dtype) for buffer, at in arena.items()}
+        | {b: starts.get(b.dtype, 0) + at for b, at in each.constants.items()}
+        for each, (arena, _) in zip(lowered, arenas, strict=True)
+    ]
+    names = bases_of([buffer.dtype for offsets in places for buffer in offsets])
+    pieces = [
+        (part, offsets)
+        for each, offsets in zip(lowered, places, strict=True)
+        for part in each.parts
+        if isinstance(part, list)
+    ]
+    if pieces:
+        from tilewright.targets.lower.module import Piece, compile_library
 
-        bases = Bases(offsets, names)
-        compile_library(parts, bases, isa, folder / LIBRARY, link_shared, report)
+        compile_library(
+            [Piece(*piece) for piece in pieces],
+            names,
+            isa,
+            folder / LIBRARY,
+            link_shared,
+            report,
+        )
         stored += (folder / LIBRARY).stat().st_size
-    stored += _write_islands(graph, parts, folder)
+    islands = [
+        (part, each.graph)
+        for each in lowered
+        for part in each.parts
+        if isinstance(part, Island)
+    ]
+    stored += _write_islands(islands, folder)
+    functions, others = count(), count()
+    content = {
+        "bases": names,
+        "arena_bytes": arena_bytes,
+        "needs": isa.needs,
+        "threads": int(target.settings.get("threads", 0)),
+        "programs": [
+            _described(each, offsets, functions, others)
+            for each, offsets in zip(lowered, places, strict=True)
+        ],
+    }
+    text = json.dumps(content, indent=1)
+    (folder / PROGRAM).write_text(text + "\n", encoding="utf-8")
+    return Written(stored, arena_bytes)
+
+
+def _described(
+    lowered: Lowered,
+    offsets: Mapping[Buffer, int],
+    functions: Iterator[int],
+    islands: Iterator[int],
+) -> dict[str, Any]:
+    """Say where a program's inputs and outputs are, and what runs in which order."""
 
     def shown(window: Window) -> dict[str, Any]:
         return {
@@ -65,92 +120,58 @@ def write_files(
             "strides": window.strides,
         }
 
-    content = {
-        "bases": names,
-        "arena_bytes": arena_bytes,
-        "needs": isa.needs,
-        "threads": int(target.settings.get("threads", 0)),
+    program = lowered.program
+    return {
         "entries": program.entries,
         "inputs": {name: shown(w) for name, w in program.inputs.items()},
         "outputs": {name: shown(w) for name, w in program.outputs.items()},
-        "parts": _described(parts, shown),
+        "parts": [
+            {
+                "island": next(islands),
+                "inputs": {name: shown(w) for name, w in part.inputs},
+                "outputs": {name: shown(w) for name, w in part.outputs},
+            }
+            if isinstance(part, Island)
+            else {"function": next(functions)}
+            for part in lowered.parts
+        ],
     }
-    text = json.dumps(content, indent=1)
-    (folder / PROGRAM).write_text(text + "\n", encoding="utf-8")
-    return Written(stored, arena_bytes)
 
 
-def _described(
-    parts: Sequence[Part], shown: Callable[[Window], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Say of each part which function or island it is, and of islands what they read."""
-    functions, islands = count(), count()
-    return [
-        {
-            "island": next(islands),
-            "inputs": {name: shown(w) for name, w in part.inputs},
-            "outputs": {name: shown(w) for name, w in part.outputs},
-        }
-        if isinstance(part, Island)
-        else {"function": next(functions)}
-        for part in parts
-    ]
-
-
-def _write_constants(
-    program: Program, folder: Path, offsets: dict[Buffer, int], arena_bytes: int
-) -> int:
-    """Write weights, indices and what else is constant; add their offsets; return bytes.
+def _write_constants(pool: Pool, folder: Path, arena_bytes: int) -> tuple[int, dict[str, int]]:
+    """Write weights, indices and what else is constant; return bytes, and where kinds start.
 
     Other dtypes live behind the arena, which is one memory for all of them.
     """
     stored = 0
-    places, count = place_constants(program, "weights")
-    offsets.update(places)
     with (folder / WEIGHTS).open("wb") as out:
-        for values in _in_place(program, places, count):
+        for values in pool.pieces("weights"):
             out.write(values.data)
-    stored += count * 4
-    places, count = place_constants(program, "indices")
-    offsets.update(places)
-    flat = np.concatenate([np.zeros(0, np.int32), *_in_place(program, places, count)])
-    packed = compressed(flat)
-    (folder / INDICES).write_bytes(packed)
-    stored += len(packed)
-    with (folder / REST).open("wb") as out:
-        for kind in sorted({b.dtype for b in program.constants} - {"weights", "indices"}):
-            places, count = place_constants(program, kind)
-            start = (arena_bytes + out.tell()) // np.dtype(kind).itemsize
-            offsets.update({buffer: start + at for buffer, at in places.items()})
-            for values in _in_place(program, places, count):
-                out.write(values.data)
         stored += out.tell()
-    return stored
+    flat = np.concatenate([np.zeros(0, np.int32), *pool.pieces("indices")])
+    packed = compressed(flat)
+    stored += (folder / INDICES).write_bytes(packed)
+    starts: dict[str, int] = {}
+    with (folder / REST).open("wb") as out:
+        for kind in pool.kinds():
+            if kind not in ("weights", "indices"):
+                starts[kind] = (arena_bytes + out.tell()) // _itemsize(kind)
+                for values in pool.pieces(kind):
+                    out.write(values.data)
+        stored += out.tell()
+    return stored, starts
 
 
-def _in_place(program: Program, places: dict[Buffer, int], count: int) -> Iterator[np.ndarray]:
-    """Yield constants and the gaps between them, in order."""
-    at = 0
-    for buffer, place in places.items():
-        values = program.constants[buffer]
-        if place > at:
-            yield np.zeros(place - at, values.dtype)
-        yield values
-        at = place + values.size
-    if count > at:
-        yield np.zeros(count - at, program.constants[next(iter(places))].dtype)
+def _itemsize(kind: str) -> int:
+    return np.dtype(dtype_of(kind)).itemsize
 
 
-def _write_islands(graph: Graph, parts: Sequence[Part], folder: Path) -> int:
+def _write_islands(islands: Sequence[tuple[Island, Graph]], folder: Path) -> int:
     """Write the models that onnxruntime runs, with their weights; return bytes."""
-    islands = [part for part in parts if isinstance(part, Island)]
-    if not islands:
-        return 0
     stored = 0
-    whole = graph.to_onnx()
-    nodes = {node.name: node for node in whole.graph.node}
-    for index, island in enumerate(islands):
-        node = nodes[island.node.name]
+    for index, (island, graph) in enumerate(islands):
+        whole = graph.to_onnx()
+        (node,) = (node for node in whole.graph.node if node.name == island.node.name)
         names = _names_read(node)
         model = onnx.helper.make_model(
             onnx.helper.make_graph(

@@ -58,45 +58,51 @@ class CpuProgram:
         self._threads = wanted
         self._turn = threading.Lock()
         self._use_threads = tvm.get_global_func("runtime.config_threadpool")
-        self._bases = _base_arrays(folder, content, wanted)
-        self._arguments = [tvm.runtime.from_dlpack(a) for a in self._bases.values()]
+        bases = _base_arrays(folder, content, wanted)
+        arguments = [tvm.runtime.from_dlpack(a) for a in bases.values()]
         machine: Any = None
         # A model of islands only, or whose outputs are its inputs, has no kernels.
-        if any("function" in part for part in content["parts"]):
+        if any("function" in part for p in content["programs"] for part in p["parts"]):
             machine = relax.VirtualMachine(_library(folder / LIBRARY), tvm.cpu())
-        self._inputs = {k: self._view(w) for k, w in content["inputs"].items()}
-        self._entries: dict[str, int] = content["entries"]
-        self._answers = _Answers({k: self._view(w) for k, w in content["outputs"].items()})
-        self._parts: list[Callable[[], None]] = []
-        for part in content["parts"]:
-            if "function" in part:
-                self._parts.append(self._segment(machine[f"run_{part['function']}"]))
-            else:
-                self._parts.append(self._island(folder, part, wanted))
+
+        def runs(part: Mapping[str, Any]) -> Callable[[], None]:
+            if "island" in part:
+                return _island(folder, part, bases, wanted)
+            function = machine[f"run_{part['function']}"]
+            return lambda: function(*arguments) and None
+
+        self._programs = [
+            _Program(described, bases, [runs(part) for part in described["parts"]])
+            for described in content["programs"]
+        ]
+        self._latest = self._programs[0]
 
     def __call__(self, feeds: Feeds | None = None) -> dict[str, np.ndarray]:
         """Run one inference. Raises UnusableInput where feeds do not fit the model."""
+        first = self._programs[0]
         if not isinstance(feeds, Mapping):
             found = "nothing" if feeds is None else type(feeds).__name__
             raise UnusableInput(
                 f"An artifact takes arrays by input name, and found {found}. "
-                f"Call it with a dict that has the keys {sorted(self._inputs)}."
+                f"Call it with a dict that has the keys {sorted(first.inputs)}."
             )
-        if unknown := set(feeds) - set(self._inputs):
+        if unknown := set(feeds) - set(first.inputs):
             raise UnusableInput(
                 f"There is no input {sorted(unknown)}; "
-                f"this artifact takes {sorted(self._inputs)}."
+                f"this artifact takes {sorted(first.inputs)}."
             )
+        program = next((p for p in self._programs if p.fits(feeds)), first)
         with self._turn:
-            self._take(feeds)
+            self._latest = program
+            program.take(feeds)
             # The pool is one for all that this thread loads: each call says how many it takes.
             self._use_threads(1, self._threads)
             self.run_parts()
-            return self._answers.copies()
+            return program.answers.copies()
 
     def run_parts(self) -> None:
         """Run on the inputs that are in the arena: what a call takes but for the copies."""
-        for part in self._parts:
+        for part in self._latest.parts:
             part()
 
     def time_parts(self) -> list[int]:
@@ -104,20 +110,39 @@ class CpuProgram:
         with self._turn:
             self._use_threads(1, self._threads)
             stamps = [time.perf_counter_ns()]
-            for part in self._parts:
+            for part in self._latest.parts:
                 part()
                 stamps.append(time.perf_counter_ns())
         return [end - start for start, end in itertools.pairwise(stamps)]
 
-    def _take(self, feeds: Feeds) -> None:
+
+class _Program:
+    """What runs at one set of input shapes."""
+
+    def __init__(
+        self,
+        described: Mapping[str, Any],
+        bases: Mapping[str, np.ndarray],
+        parts: list[Callable[[], None]],
+    ) -> None:
+        self.parts = parts
+        self.inputs = _views(described["inputs"], bases)
+        self.answers = _Answers(_views(described["outputs"], bases))
+        self._entries: dict[str, int] = described["entries"]
+
+    def fits(self, feeds: Feeds) -> bool:
+        """Say whether feeds have this program's shapes."""
+        return all(n in feeds and np.shape(feeds[n]) == v.shape for n, v in self.inputs.items())
+
+    def take(self, feeds: Feeds) -> None:
         """Copy the inputs into the arena, if they fit."""
-        for name, view in self._inputs.items():
+        for name, view in self.inputs.items():
             value = np.asarray(feeds[name]) if name in feeds else None
             if value is None or value.shape != view.shape or value.dtype != view.dtype:
                 found = "nothing" if value is None else f"{value.dtype} {list(value.shape)}"
                 raise UnusableInput(
                     f'Input "{name}" must be {view.dtype} {list(view.shape)}; found {found}. '
-                    f"This artifact takes {sorted(self._inputs)}."
+                    f"This artifact takes {sorted(self.inputs)}."
                 )
             entries = self._entries.get(name)
             if entries is not None and not (-entries <= value.min() <= value.max() < entries):
@@ -127,40 +152,48 @@ class CpuProgram:
                 )
             np.copyto(view, value)
 
-    def _segment(self, function: Any) -> Callable[[], None]:
-        return lambda: function(*self._arguments) and None
 
-    def _island(self, folder: Path, part: dict[str, Any], threads: int) -> Callable[[], None]:
-        import onnxruntime
+def _island(
+    folder: Path, part: Mapping[str, Any], bases: Mapping[str, np.ndarray], threads: int
+) -> Callable[[], None]:
+    """Return what runs nodes in onnxruntime, on what is in the arena."""
+    import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # A spinning pool would take the cores from the kernels between islands.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = folder / f"island_{part['island']}.onnx"
-        session = onnxruntime.InferenceSession(str(path), options)
-        inputs = {k: self._view(w) for k, w in part["inputs"].items()}
-        outputs = {k: self._view(w) for k, w in part["outputs"].items()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # A spinning pool would take the cores from the kernels between islands.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    path = folder / f"island_{part['island']}.onnx"
+    session = onnxruntime.InferenceSession(str(path), options)
+    inputs, outputs = _views(part["inputs"], bases), _views(part["outputs"], bases)
 
-        def run() -> None:
-            feeds = {k: np.ascontiguousarray(v) for k, v in inputs.items()}
-            found = outputs_of(session, feeds)
-            for name, view in outputs.items():
-                value = found[name]
-                if value.shape != view.shape:
-                    raise UnusableInput(
-                        f'"{name}" has shape {list(value.shape)} in onnxruntime, and shape '
-                        f"inference says {list(view.shape)}. Export the model with another "
-                        "opset, or with shapes that agree."
-                    )
-                np.copyto(view, value)
+    def run() -> None:
+        feeds = {k: np.ascontiguousarray(v) for k, v in inputs.items()}
+        found = outputs_of(session, feeds)
+        for name, view in outputs.items():
+            value = found[name]
+            if value.shape != view.shape:
+                raise UnusableInput(
+                    f'"{name}" has shape {list(value.shape)} in onnxruntime, and shape '
+                    f"inference says {list(view.shape)}. Export the model with another "
+                    "opset, or with shapes that agree."
+                )
+            np.copyto(view, value)
 
-        return run
+    return run
 
-    def _view(self, window: dict[str, Any]) -> np.ndarray:
-        base = self._bases[window["base"]]
+
+def _views(
+    windows: Mapping[str, Mapping[str, Any]], bases: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the arrays in memory that windows show, by name."""
+
+    def view(window: Mapping[str, Any]) -> np.ndarray:
+        base = bases[window["base"]]
         strides = [s * base.itemsize for s in window["strides"]]
         return np.lib.stride_tricks.as_strided(base[window["at"] :], window["shape"], strides)
+
+    return {name: view(window) for name, window in windows.items()}
 
 
 class _Answers:

@@ -22,11 +22,11 @@ from tilewright.measurement import machine
 from tilewright.protocol import Report
 from tilewright.target import Target
 from tilewright.targets import FOLDER
-from tilewright.targets.cpu_files import write_files
+from tilewright.targets.cpu_files import Lowered, write_files
 from tilewright.targets.cpu_program import CpuProgram
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.lower.choices import Pick, Picked, Site, estimated
-from tilewright.targets.lower.program import Call, Part, Program
+from tilewright.targets.lower.program import Call, Part, Pool, Program
 from tilewright.timings import Tuning
 
 Lower = Callable[[Pick], Program]
@@ -124,7 +124,9 @@ def _measure(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tilewright-"))
             program = lower(_taking(unknown, kind, number))
             parts: list[Part] = [[s] if isinstance(s, Call) else s for s in program.steps]
-            write_files(program, parts, graph, target, isa, Path(folder), lambda _: None)
+            pool = Pool()
+            lowered = Lowered(program, parts, graph, pool.take(program))
+            write_files([lowered], pool, target, isa, Path(folder), lambda _: None)
             executable = CpuProgram(Path(folder), survey.tuning.threads)
             nodes = [_nodes_of(part) for part in parts]
             built.append(_Variant(kind, number, executable, nodes))

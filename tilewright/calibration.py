@@ -313,8 +313,7 @@ def _with_dtype(values: np.ndarray, tensor: gs.Variable) -> np.ndarray:
 
 def has_batch_of_one(tensor: gs.Variable) -> bool:
     """Say whether an input is (1, ...): samples are then stacked along that axis."""
-    shape = static_shape(tensor)
-    return bool(shape) and shape is not None and shape[0] == 1
+    return bool(tensor.shape) and tensor.shape[0] == 1
 
 
 def _is_size(dimension: object) -> bool:

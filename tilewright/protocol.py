@@ -1,6 +1,6 @@
 """The contracts between the core and what plugs into it: passes, frontends, backends."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -109,14 +109,16 @@ class Backend(Protocol):
 
     def build(
         self,
-        graph: Graph,
+        graphs: Sequence[Graph],
         target: Target,
         folder: Path,
         report: Report,
         tuning: Tuning | None = None,
     ) -> Build:
-        """Write the executable form of a graph into `folder`. Raises CannotLower.
+        """Write the executable form of a model into `folder`. Raises CannotLower.
 
+        `graphs` are the model at each shape of its inputs that it will be run at; decisions
+        that are reported are those for the first.
         With `tuning`, what the device runs faster is measured; else it is estimated.
         """
         ...

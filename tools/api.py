@@ -1,7 +1,7 @@
 """tilewright.compile: the command as a function."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import onnx
 from tilewright.graph import Graph
 from tilewright.pipeline import Pipeline
 from tilewright.protocol import Report, silent
-from tilewright.tools.compile_model import Job, compile_model
+from tilewright.tools.compile_model import compile_model
+from tilewright.tools.job import Job
 
 
 def compile(
@@ -23,9 +24,11 @@ def compile(
     calibration: str | Path | None = None,
     pipeline: str | Pipeline | None = None,
     plan: str | Path | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, int | Sequence[int]] | None = None,
+    mask: str | None = None,
     threads: int | None = None,
     seed: int = 0,
+    tune: str = "0",
     evaluate: bool = False,
     report: Report = silent,
 ) -> dict[str, Any]:
@@ -50,8 +53,10 @@ def compile(
             pipeline=None if pipeline is None else str(pipeline),
             plan=_path(plan),
             dims=dims or {},
+            mask=mask,
             threads=threads,
             seed=seed,
+            tune=tune,
             output=_path(output),
             evaluate=evaluate,
         )

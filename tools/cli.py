@@ -84,7 +84,19 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
 )
 @click.option("--pipeline", help='Passes, such as "fold-constants,prune-tiles{sparsity=0.6}".')
 @click.option("--plan", type=PATH, help="JSON file of levels by layer; overrules the passes.")
-@click.option("--dim", multiple=True, metavar="NAME=N", help="Size of an open dimension.")
+@click.option(
+    "--dim",
+    multiple=True,
+    metavar="NAME=N[,N...]",
+    help="Size of an open dimension, or several: the first is that of the calibration data, "
+    "and inputs run at the smallest that holds them.",
+)
+@click.option(
+    "--mask",
+    metavar="INPUT",
+    help="Input that says how much of its last dimension counts; what it leaves out at the end "
+    "is not computed.",
+)
 @THREADS
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, help="Seed of all that is random."
@@ -107,7 +119,7 @@ def compile_command(console: Console, dim: tuple[str, ...], **options: Any) -> N
     """Compile MODEL, an .onnx file or zoo:NAME, for a target; verify it and measure it."""
     dims = parse_dims(dim)
     from tilewright.tools.commands import run_compile
-    from tilewright.tools.compile_model import Job
+    from tilewright.tools.job import Job
 
     run_compile(Job(dims=dims, **options), console)
 
@@ -243,18 +255,23 @@ def reproduce_command(console: Console, folder: Path) -> None:
     run_reproduce(folder, console)
 
 
-def parse_dims(texts: tuple[str, ...]) -> dict[str, int]:
-    """Read NAME=N options; names may hold "=" and ":". Raises UnusableInput."""
-    dims: dict[str, int] = {}
+def parse_dims(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Read NAME=N and NAME=N,N options; names may hold "=" and ":". Raises UnusableInput."""
+    dims: dict[str, tuple[int, ...]] = {}
     for text in texts:
-        name, _, size = text.rpartition("=")
-        if not name or not size.isdecimal():
-            raise UnusableInput(f"--dim {text}: write NAME=N, such as --dim batch=1.")
-        if dims.get(name, int(size)) != int(size):
+        name, _, written = text.rpartition("=")
+        sizes = written.split(",")
+        if not name or not all(size.isdecimal() for size in sizes):
             raise UnusableInput(
-                f"--dim {name} is given as {dims[name]} and as {size}; give one."
+                f"--dim {text}: write NAME=N, such as --dim batch=1, or NAME=N,N for several."
             )
-        dims[name] = int(size)
+        found = tuple(map(int, sizes))
+        if dims.get(name, found) != found:
+            before = ",".join(map(str, dims[name]))
+            raise UnusableInput(
+                f"--dim {name} is given as {before} and as {written}; give one."
+            )
+        dims[name] = found
     return dims
 
 

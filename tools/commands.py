@@ -15,14 +15,16 @@ from tilewright.frontends.onnx_file import read_onnx
 from tilewright.protocol import Context, Feeds
 from tilewright.random_feeds import random_feeds
 from tilewright.reproduce import read_reproduction
-from tilewright.tools.compile_model import AGREES, Job, compile_model
+from tilewright.tools.compile_model import compile_model
 from tilewright.tools.console import Console
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.engines import check_engine
 from tilewright.tools.evaluate_task import evaluate_task
 from tilewright.tools.find_target import parse_pipeline
+from tilewright.tools.job import Job
 from tilewright.tools.load_artifact import inputs_of, load_any
 from tilewright.tools.measure_engines import OURS, measure_engines
+from tilewright.tools.verify_artifact import AGREES
 from tilewright.tools.write_report import summary_rows
 from tilewright.verify import Agreement, compare
 
@@ -141,6 +143,7 @@ def run_bench(
             _first_feeds(folder, data),
             count_threads(threads, console.report) or oracle.cores(),
             rounds=rounds,
+            probed=True,
             report=console.report,
         )
     rows = contest.as_json()["rows"]
@@ -240,7 +243,10 @@ def run_reproduce(folder: Path, console: Console) -> None:
 def _first_feeds(folder: str, data: Path | None) -> Feeds:
     if data is not None:
         return next(_samples(data, folder).feeds())
-    return next(random_feeds(read_onnx(Path(folder) / artifact.MODEL), 1))
+    feeds = next(random_feeds(read_onnx(Path(folder) / artifact.MODEL), 1))
+    mask = (artifact.read(Path(folder)).get("sizes") or {}).get("mask")
+    # The whole of the first size is timed.
+    return feeds if mask is None else {**feeds, mask: np.ones_like(feeds[mask])}
 
 
 def _samples(data: Path, model: str) -> Calibration:

@@ -2,8 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,7 @@ import numpy as np
 
 from tilewright import artifact, oracle
 from tilewright.cost import parameter_bytes, parameter_counts
-from tilewright.errors import CheckFailed, UnusableInput
 from tilewright.frontends.onnx_file import read_onnx
-from tilewright.frontends.zoo import cache_folder
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
@@ -22,74 +19,25 @@ from tilewright.measurement import machine, versions
 from tilewright.memory import return_freed_memory
 from tilewright.pipeline import Pipeline, Run
 from tilewright.plan import Level, Plan
-from tilewright.protocol import Build, Context, Executable, Report, silent
+from tilewright.protocol import Build, Context, Report, silent
 from tilewright.random_feeds import random_feeds
 from tilewright.target import Target
-from tilewright.timings import Timings, Tuning
+from tilewright.timings import Tuning
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.evaluate_task import task_scores
 from tilewright.tools.find_target import check_backend, find_backend, find_target
+from tilewright.tools.job import Job
 from tilewright.tools.measure_engines import OURS, measure_engines
-from tilewright.tools.read_model import ZOO, Source, read_calibration, read_model
+from tilewright.tools.other_sizes import Resizing
+from tilewright.tools.read_model import Source, read_calibration, read_model
 from tilewright.tools.resolve_pipeline import check_precision, reads_plan, resolve_pipeline
+from tilewright.tools.verify_artifact import allowed_error, verify_artifact
+from tilewright.tools.verify_sizes import SizesTrial
 from tilewright.tools.write_report import write_report
 from tilewright.trace import Trace
-from tilewright.verify import Agreement, Outputs, compare, shaken
 from tilewright.version import VERSION
 
-# Our kernels and onnxruntime's add up in different orders; float32 networks then differ by up
-# to 1e-4 of their largest output. A wrong kernel differs by far more than this.
-AGREES = 1e-3
-# Where a model rounds to integers, a sum that falls on the other side of a half moves a value
-# by a whole step, and later layers may make much of it. What a shaken copy of the model differs
-# by says how much; of chance, a few times that.
-_TIMES_SHAKEN, _MOST_SHAKEN = 3.0, 0.5
 _VERIFIED_SAMPLES = 4
-# For --tune: how many ways to run a layer are tried, and seconds to do it in.
-_TUNED = {"quick": (4, 60.0), "full": (16, 900.0)}
-TUNE = ("0", *_TUNED)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to compile, and how. `sparsity` None leaves the pipeline's own choice."""
-
-    model: str
-    target: str = "cpu"
-    sparsity: float | None = None
-    precision: str = "fp32"
-    calibration: Path | None = None
-    pipeline: str | None = None
-    plan: Path | None = None
-    dims: Mapping[str, int] = field(default_factory=dict)
-    threads: int | None = None
-    seed: int = 0
-    tune: str = "0"
-    output: Path | None = None
-    evaluate: bool = True
-
-    def __post_init__(self) -> None:
-        """Raise UnusableInput where a number is none or makes no sense."""
-        for name, value, least in (("threads", self.threads, 1), ("seed", self.seed, 0)):
-            if value is not None and not (isinstance(value, int) and value >= least):
-                raise UnusableInput(
-                    f"{name} is {value!r}; give a whole number from {least} on."
-                )
-        if self.sparsity is not None and not isinstance(self.sparsity, int | float):
-            raise UnusableInput(f"sparsity is {self.sparsity!r}; give a number, such as 0.6.")
-        if self.tune not in TUNE:
-            raise UnusableInput(f"tune is {self.tune!r}; give one of {', '.join(TUNE)}.")
-        for name, size in self.dims.items():
-            if not (isinstance(size, int) and size >= 1):
-                raise UnusableInput(f'dims["{name}"] is {size!r}; give a size, such as 1.')
-
-    @property
-    def folder(self) -> Path:
-        """Where the artifact goes: "ppocr-rec.cpu.tw" unless `output` says otherwise."""
-        if self.output is not None:
-            return self.output
-        stem = self.model.removeprefix(ZOO) if self.model.startswith(ZOO) else self.model
-        return Path(f"{Path(stem).stem}.{Path(self.target).stem}.tw")
 
 
 def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
@@ -103,21 +51,34 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
     stages = _Stages()
     with artifact.writing(job.folder) as folder:
         with stages("read"):
-            source = read_model(job.model, job.dims, report)
-        built = _build(job, settled, source, folder, stages, report)
+            source = read_model(job.model, job.first_dims, report)
+        resizing = _resizing(job, settled, report)
+        built = _build(job, settled, source, resizing, folder, stages, report)
         backend = find_backend(target.backend)
         with stages("verify"):
-            found = _outputs(backend.load(folder, threads), built.feeds)
-            verified = _verify(folder / artifact.MODEL, source, pipeline, built, found)
+            executable = backend.load(folder, threads)
+            saved = folder / artifact.MODEL
+            allowed = allowed_error(saved, built.feeds, built.rounds)
+            against: dict[str, Graph | Path] = {"model.onnx": saved}
+            if all(step.keeps_outputs for step in pipeline.passes):
+                against["the original"] = source.graph
+            verified = verify_artifact(against, executable, built.feeds, allowed)
+            sizes = None
+            if resizing is not None:
+                graph = read_onnx(saved)
+                trial = SizesTrial(resizing, graph, executable, built.feeds[0], allowed)
+                sizes = trial.outcome(job.mask)
         manifest = {
             **_identity(job, source, target, pipeline),
             **built.figures,
             "verified": verified,
+            "sizes": None if sizes is None else sizes.as_json(),
         }
         with stages("latency"):
-            manifest["latency"] = _latency(
-                source, folder, manifest, built.feeds[0], threads, report
-            )
+            feeds = dict(built.feeds[0])
+            if job.mask is not None:  # the whole of the first size is timed
+                feeds[job.mask] = np.ones_like(feeds[job.mask])
+            manifest["latency"] = _latency(source, folder, manifest, feeds, threads, report)
         with stages("evaluate"):
             manifest["accuracy"] = (
                 task_scores(source, backend.load(folder, threads), report)
@@ -148,17 +109,7 @@ def _settle(job: Job, report: Report) -> _Settled:
     pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, job.precision, report)
     report(f"pipeline: {str(pipeline) or 'no passes'}")
     threads = count_threads(job.threads, report) or oracle.cores()
-    return _Settled(target, pipeline, plan, threads, _tuning(job.tune, threads))
-
-
-def _tuning(level: str, threads: int) -> Tuning | None:
-    """Return what may be spent on measuring. Raises UnusableInput without a database."""
-    if level not in _TUNED:
-        return None
-    ways, seconds = _TUNED[level]
-    timings = Timings(cache_folder() / "timings.sqlite")
-    timings.check()
-    return Tuning(ways, seconds, threads, timings)
+    return _Settled(target, pipeline, plan, threads, job.tuning(threads))
 
 
 class _Built(NamedTuple):
@@ -185,10 +136,23 @@ class _Stages:
         self.seconds[name] = round(self._clock() - start, 3)
 
 
+def _resizing(job: Job, settled: _Settled, report: Report) -> Resizing | None:
+    """Return what makes the model at further sizes, where some are asked for."""
+    if not job.open_dims:
+        return None
+    return Resizing(
+        lambda sizes: read_model(job.model, job.first_dims | dict(sizes), report).graph,
+        settled.pipeline,
+        Context(settled.target, None, job.seed, settled.plan, job.precision, report),
+        job.open_dims,
+    )
+
+
 def _build(
     job: Job,
     settled: _Settled,
     source: Source,
+    resizing: Resizing | None,
     folder: Path,
     stages: _Stages,
     report: Report,
@@ -203,7 +167,8 @@ def _build(
         levels = plan.levels if plan else measured_levels(run, pipeline, context)
     with stages("build"):
         run.graph.save(folder / artifact.MODEL)
-        build = find_backend(target.backend).build(run.graph, target, folder, report, tuning)
+        graphs = [run.graph, *(resizing.others(run.graph) if resizing else ())]
+        build = find_backend(target.backend).build(graphs, target, folder, report, tuning)
     rounds = any(node.op == "QuantizeLinear" for node in run.graph.nodes)
     return _Built(_figures(source.graph, run, build, levels), run.trace, feeds, rounds)
 
@@ -212,65 +177,6 @@ def _feeds(graph: Graph, context: Context) -> list[dict[str, np.ndarray]]:
     if context.calibration is not None:
         return list(islice(context.calibration.feeds(), _VERIFIED_SAMPLES))
     return list(random_feeds(graph, _VERIFIED_SAMPLES, context.seed))
-
-
-def _outputs(executable: Executable, feeds: Sequence[dict[str, np.ndarray]]) -> list[Outputs]:
-    return [executable(feed) for feed in feeds]
-
-
-def _verify(
-    saved: Path,
-    source: Source,
-    pipeline: Pipeline,
-    built: _Built,
-    found: Sequence[Outputs],
-) -> dict[str, Any]:
-    """Compare the artifact with its model.onnx, and with the original if nothing was lost."""
-    allowed = _allowed(saved, built)
-    against: dict[str, Graph | Path] = {"model.onnx": saved}
-    if all(step.keeps_outputs for step in pipeline.passes):
-        against["the original"] = source.graph
-    worst = Agreement(0.0, 0.0, "")
-    for name, model in against.items():
-        agreement = _worst_agreement(model, built.feeds, found)
-        if not agreement.within(allowed):
-            raise CheckFailed(
-                f"verify: the compiled artifact disagrees with {name} under onnxruntime: "
-                f'output "{agreement.worst}" differs by {agreement.max_abs_error:.3g}, '
-                f"{agreement.max_rel_error:.1e} of its largest value; {allowed:.1e} is "
-                "allowed. Nothing was written; this is a fault of the target's kernels: "
-                "report it."
-            )
-        worst = max(worst, agreement, key=lambda a: a.max_rel_error)
-    return {
-        "max_abs_error": worst.max_abs_error,
-        "max_rel_error": worst.max_rel_error,
-        "samples": len(built.feeds),
-        "against": list(against),
-    }
-
-
-def _allowed(saved: Path, built: _Built) -> float:
-    """Return how far the artifact's answers may be from its model's, over the largest one."""
-    if not built.rounds:
-        return AGREES
-    model = shaken(read_onnx(saved))
-    steady, moved = oracle.session(saved), oracle.session(model)
-    away = max(
-        compare(oracle.outputs_of(steady, f), oracle.outputs_of(moved, f)).max_rel_error
-        for f in built.feeds
-    )
-    return max(AGREES, min(_TIMES_SHAKEN * away, _MOST_SHAKEN))
-
-
-def _worst_agreement(
-    model: Graph | Path, feeds: Sequence[dict[str, np.ndarray]], found: Sequence[Outputs]
-) -> Agreement:
-    session = oracle.session(model)
-    return max(
-        (compare(oracle.outputs_of(session, f), o) for f, o in zip(feeds, found, strict=True)),
-        key=lambda agreement: agreement.max_rel_error,
-    )
 
 
 def _identity(job: Job, source: Source, target: Target, pipeline: Pipeline) -> dict[str, Any]:

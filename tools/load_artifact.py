@@ -1,6 +1,7 @@
 """Load an artifact, or any .onnx file, as a function from feeds to outputs."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tilewright.errors import UnusableInput
 from tilewright.frontends.onnx_file import read_onnx
 from tilewright.oracle import RUNTIME_ERRORS
 from tilewright.protocol import Executable, Feeds
+from tilewright.sizes import Sizes
 from tilewright.tools.find_target import find_backend
 from tilewright.tools.read_model import model_file
 
@@ -36,7 +38,10 @@ def load(path: str | Path, threads: int | None = None) -> Executable:
         raise UnusableInput(f"threads is {threads}; give a whole number from 1 on.")
     folder = Path(path)
     manifest = artifact.read(folder)
-    return find_backend(manifest["backend"]).load(folder, threads)
+    executable = find_backend(manifest["backend"]).load(folder, threads)
+    if manifest.get("sizes") is None:
+        return executable
+    return partial(Sizes.from_json(manifest["sizes"]).run, executable)
 
 
 def load_any(model: str, threads: int | None = None) -> Executable:
@@ -65,15 +70,20 @@ def open_onnx(path: Path, threads: int | None = None) -> ort.InferenceSession:
 def inputs_of(model: str) -> list[gs.Variable]:
     """Return the inputs of an artifact or .onnx file; an open first axis counts as a batch."""
     if Path(model).is_dir():
-        artifact.read(Path(model))
-        return read_onnx(Path(model) / artifact.MODEL).inputs
-    inputs = []
+        stored = artifact.read(Path(model)).get("sizes")
+        inputs = read_onnx(Path(model) / artifact.MODEL).inputs
+        if stored is not None:
+            axes = Sizes.from_json(stored).inputs
+            for tensor in inputs:
+                tensor.shape = list(axes[tensor.name])
+        return inputs
+    found = []
     for value in open_onnx(model_file(model)[0], threads=1).get_inputs():
         shape = list(value.shape)
         if shape and not isinstance(shape[0], int):
             shape[0] = 1
-        inputs.append(gs.Variable(value.name, _DTYPES.get(value.type), shape))
-    return inputs
+        found.append(gs.Variable(value.name, _DTYPES.get(value.type), shape))
+    return found
 
 
 def _onnxruntime(session: ort.InferenceSession) -> Callable[[Feeds], dict[str, np.ndarray]]:

@@ -8,7 +8,9 @@ blocked on its stdin and takes no time from the others.
 import contextlib
 import json
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +22,15 @@ from tilewright.errors import UnusableInput
 from tilewright.measurement import Samples, machine, pairwise_ratio
 from tilewright.protocol import Report, silent
 from tilewright.tools import engines
-from tilewright.tools.engines import interpreter
+from tilewright.tools.engines import LAUNCHES, PROBE, file_of, interpreter
 
 OURS = "tilewright"
 ROUNDS = 7
 ROUND_SECONDS = 0.3
 WARM_UP_SECONDS = 0.5
+# Around a round: how long other pools may spin, how long to probe, and by how much probes of
+# one state differ at most.
+_QUIET_SECONDS, _PROBE_SECONDS, _ANOTHER_STATE = 0.02, 0.01, 1.8
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Contest:
     rounds: Mapping[str, Sequence[Samples]]
     threads: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    # Microseconds to hand work to another core, before and after each round of an engine.
+    probes: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
     def total(self, engine: str) -> Samples:
         """Return all samples of an engine."""
@@ -42,8 +49,21 @@ class Contest:
         return sum(rest, start=first)
 
     def ratio(self, engine: str) -> float:
-        """Return how many times longer an engine takes than tilewright."""
-        return pairwise_ratio(self.rounds[engine], self.rounds[OURS])
+        """Return how many times longer an engine takes than tilewright.
+
+        Rounds count where the machine was in one state for both, if there are enough of them.
+        """
+        pairs = list(zip(self.rounds[engine], self.rounds[OURS], strict=True))
+        alike = [pair for i, pair in enumerate(pairs) if self._same_state(engine, i)]
+        theirs, ours = zip(*(alike if len(alike) >= len(pairs) / 2 else pairs), strict=True)
+        return pairwise_ratio(theirs, ours)
+
+    def _same_state(self, engine: str, index: int) -> bool:
+        """Say whether the probes around a round of both say that the machine was the same."""
+        if not self.probes:
+            return True
+        around = [*self.probes[engine][index], *self.probes[OURS][index]]
+        return max(around) < _ANOTHER_STATE * min(around)
 
     def as_json(self) -> dict[str, Any]:
         """Return rows, ratios and the machine: what `tilewright bench --json` prints."""
@@ -58,6 +78,10 @@ class Contest:
                 for engine in self.rounds
             ],
             "ratio": {e: round(self.ratio(e), 4) for e in self.rounds if e != OURS},
+            "launch_probe_us": {
+                engine: [[round(each, 2) for each in pair] for pair in pairs]
+                for engine, pairs in self.probes.items()
+            },
             "machine": machine(),
         }
 
@@ -69,26 +93,51 @@ def measure_engines(
     *,
     rounds: int = ROUNDS,
     round_seconds: float = ROUND_SECONDS,
+    probed: bool = False,
     report: Report = silent,
 ) -> Contest:
-    """Time each engine on its model. Raises UnusableInput where one cannot run it."""
+    """Time each engine on its model. Raises UnusableInput where one cannot run it.
+
+    With `probed`, the state of the machine is probed around every round.
+    """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tilewright-"))
         file = Path(folder) / "feeds.npz"
         np.savez(file, **feeds)  # type: ignore[arg-type]
         # One after the other: loading in parallel would only make each slower.
         workers = {
-            engine: stack.enter_context(_worker(engine, model, file, threads, report))
+            engine: stack.enter_context(
+                _worker(
+                    engine, [interpreter(engine, report), file_of(engine), model, file], threads
+                )
+            )
             for engine, model in models.items()
         }
+        probe = None
+        if probed and threads > 1:
+            command: list[str | Path] = [sys.executable, PROBE, "-", file]
+            probe = stack.enter_context(_worker("launch probe", command, threads))
         taken: dict[str, list[Samples]] = {engine: [] for engine in models}
+        probes: dict[str, list[tuple[float, float]]] = {}
         for worker in workers.values():
             worker.round(WARM_UP_SECONDS)
         for index in range(rounds):
             report(f"timing {', '.join(models)}: round {index + 1} of {rounds}")
             for engine, worker in workers.items():
+                before = _probed(probe)
                 taken[engine].append(worker.round(round_seconds))
-    return Contest(taken, threads, {e: worker.version for e, worker in workers.items()})
+                if probe is not None:
+                    probes.setdefault(engine, []).append((before, _probed(probe)))
+    versions = {e: worker.version for e, worker in workers.items()}
+    return Contest(taken, threads, versions, probes)
+
+
+def _probed(probe: "_Worker | None") -> float:
+    """Return the microseconds of a launch, once the pool of another process has gone quiet."""
+    if probe is None:
+        return 0.0
+    time.sleep(_QUIET_SECONDS)
+    return probe.round(_PROBE_SECONDS).min_ms * 1e3 / LAUNCHES
 
 
 class _Worker:
@@ -122,13 +171,12 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _worker(
-    engine: str, model: Path, feeds: Path, threads: int, report: Report
-) -> Iterator[_Worker]:
-    # By its path, and with -P: another environment's Python knows no tilewright.
-    files = engines.FOLDER / "time_engine.py", engines.ENGINES[engine].file, model, feeds
+def _worker(engine: str, command: Sequence[str | Path], threads: int) -> Iterator[_Worker]:
+    """Start a Python that opens an engine's file on a model and feeds."""
+    python, *files = map(str, command)
     process = subprocess.Popen(
-        [interpreter(engine, report), "-P", *map(str, files), str(threads)],
+        # By its path, and with -P: another environment's Python knows no tilewright.
+        [python, "-P", str(engines.FOLDER / "time_engine.py"), *files, str(threads)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -3,11 +3,10 @@
 import functools
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tvm
 from tvm import relax, tirx
@@ -15,27 +14,34 @@ from tvm import relax, tirx
 from tilewright import oracle
 from tilewright.protocol import Report
 from tilewright.targets.kernels.pen import Isa, bases_of, dtype_of, write_prim_func
-from tilewright.targets.lower.program import Call, Kernel, Part
+from tilewright.targets.lower.program import Call, Kernel
 from tilewright.targets.lower.window import Buffer
 
 # Links object files into a shared library: (output, objects, options).
 Link = Callable[[str, Sequence[str], Sequence[str] | None], None]
 
 
-@dataclass(frozen=True)
-class Bases:
-    """Where each buffer starts in its base array, in elements, and which arrays there are."""
+class Piece(NamedTuple):
+    """Calls that run in a row, and where each buffer starts in its base array, in elements."""
 
-    offsets: dict[Buffer, int]
-    names: tuple[str, ...]
+    calls: Sequence[Call]
+    offsets: Mapping[Buffer, int]
 
 
 def compile_library(
-    parts: Sequence[Part], bases: Bases, isa: Isa, path: Path, link: Link, report: Report
+    pieces: Sequence[Piece],
+    names: Sequence[str],
+    isa: Isa,
+    path: Path,
+    link: Link,
+    report: Report,
 ) -> None:
-    """Compile a program's parts for an instruction set and link them into `path`."""
+    """Compile pieces of programs for an instruction set and link them into `path`.
+
+    `names` are the base arrays that there are.
+    """
     register_kernel_pipeline()
-    kernels = dict.fromkeys(call.kernel for part in _calls(parts) for call in part)
+    kernels = dict.fromkeys(call.kernel for piece in pieces for call in piece.calls)
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         objects = [Path(folder) / f"{_function_name(kernel)}.o" for kernel in kernels]
         # Threads are enough: TVM does not hold the interpreter while it compiles.
@@ -50,29 +56,28 @@ def compile_library(
                 output, [*([own] if isinstance(own, str) else own), *map(str, objects)], options
             )
 
-        executable = tvm.compile(relax_module(parts, bases), target=llvm_target(isa))
+        executable = tvm.compile(relax_module(pieces, names), target=llvm_target(isa))
         executable.export_library(str(path), fcompile=link_all)
 
 
-def relax_module(parts: Sequence[Part], bases: Bases) -> tvm.IRModule:
-    """Return a module with one function a part that has calls, `run_0`, `run_1`, ...
+def relax_module(pieces: Sequence[Piece], names: Sequence[str]) -> tvm.IRModule:
+    """Return a module with one function a piece, `run_0`, `run_1`, ...
 
-    Each takes the base arrays in the order of `bases.names`. Calls of equal kernels call one
+    Each takes the base arrays in the order of `names`. Calls of equal kernels call one
     function; only their offsets differ.
     """
     builder = relax.BlockBuilder()
-    calls = _calls(parts)
-    for index, part in enumerate(calls):
+    for index, piece in enumerate(pieces):
         arrays = {
             name: relax.Var(name, relax.TensorType(dtype=dtype_of(name), ndim=1))
-            for name in bases.names
+            for name in names
         }
         with builder.function(f"run_{index}", list(arrays.values())):
-            for call in part:
-                builder.emit(_call(call, arrays, bases))
+            for call in piece.calls:
+                builder.emit(_call(call, arrays, piece.offsets))
             builder.emit_func_output(next(iter(arrays.values())))
     module = builder.get()
-    for index in range(len(calls)):
+    for index in range(len(pieces)):
         function = f"run_{index}"
         module[function] = module[function].with_attr("relax.force_pure", True)
     return module
@@ -94,10 +99,6 @@ def _kernel_object(kernel: Kernel, isa: Isa) -> bytes:
 
 def _function_name(kernel: Kernel) -> str:
     return f"{kernel.name}_{hashlib.sha256(repr(kernel).encode()).hexdigest()[:16]}"
-
-
-def _calls(parts: Sequence[Part]) -> list[list[Call]]:
-    return [part for part in parts if isinstance(part, list)]
 
 
 def llvm_target(isa: Isa) -> Any:
@@ -139,8 +140,8 @@ def _kernel_pipeline() -> tuple[Any, Any, Any]:
     return (lower, *finalize)
 
 
-def _call(call: Call, arrays: dict[str, Any], bases: Bases) -> Any:
+def _call(call: Call, arrays: dict[str, Any], places: Mapping[Buffer, int]) -> Any:
     kinds = bases_of(call.kernel.kinds())
-    offsets = [relax.prim_value(bases.offsets[ref.buffer] + ref.offset) for ref in call.refs]
+    offsets = [relax.prim_value(places[ref.buffer] + ref.offset) for ref in call.refs]
     function = relax.ExternFunc(_function_name(call.kernel))
     return relax.Call(function, [*(arrays[k] for k in kinds), *offsets])

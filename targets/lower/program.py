@@ -1,6 +1,7 @@
 """Program: kernel calls in order, on buffers that are planned into one arena."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -135,19 +136,45 @@ def kind_of(dtype: np.dtype) -> str:
     return {"float32": "weights", "int32": "indices"}.get(dtype.name, dtype.name)
 
 
-def place_constants(program: Program, kind: str) -> tuple[dict[Buffer, int], int]:
-    """Lay the constants of one kind in a row; return offsets and the sum, in elements.
+class Pool:
+    """Constants of some programs, one behind the other, kind by kind; equal ones once.
 
     Starts are aligned, so that vectors of weights do not straddle cache lines.
     """
-    each = ALIGNMENT // np.dtype(dtype_of(kind)).itemsize
-    offsets: dict[Buffer, int] = {}
-    at = 0
-    for buffer in program.constants:
-        if buffer.dtype == kind:
-            offsets[buffer] = at
-            at += -(-buffer.elements // each) * each
-    return offsets, at
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, list[np.ndarray]] = {}
+        self._starts: dict[tuple[str, bytes], int] = {}
+        self._ends: dict[str, int] = {}
+
+    def take(self, program: Program) -> dict[Buffer, int]:
+        """Take a program's constants over; return where each starts, in elements."""
+        constants, program.constants = program.constants, {}
+        return {buffer: self._place(buffer.dtype, array) for buffer, array in constants.items()}
+
+    def kinds(self) -> list[str]:
+        """Return the base arrays that there are constants of."""
+        return sorted(self._arrays)
+
+    def pieces(self, kind: str) -> Iterator[np.ndarray]:
+        """Yield the constants of a kind and the gaps behind them, in order."""
+        each = _elements_of_line(kind)
+        for array in self._arrays.get(kind, ()):
+            yield array
+            yield np.zeros(-array.size % each, array.dtype)
+
+    def _place(self, kind: str, array: np.ndarray) -> int:
+        key = (kind, hashlib.sha256(array.data).digest())
+        if key not in self._starts:
+            each = _elements_of_line(kind)
+            self._starts[key] = self._ends.get(kind, 0)
+            self._ends[kind] = self._starts[key] + -(-array.size // each) * each
+            self._arrays.setdefault(kind, []).append(array)
+        return self._starts[key]
+
+
+def _elements_of_line(kind: str) -> int:
+    return ALIGNMENT // np.dtype(dtype_of(kind)).itemsize
 
 
 def plan_arena(program: Program) -> tuple[dict[Buffer, int], int]:

@@ -114,7 +114,7 @@ def layer(
     model.graph.initializer.append(onnx.numpy_helper.from_array(weights.astype(w_dtype), "w"))
     graph = Graph.from_onnx(model).infer_shapes()
     with tempfile.TemporaryDirectory() as folder:
-        CpuBackend().build(graph, CPU, Path(folder), silent)
+        CpuBackend().build([graph], CPU, Path(folder), silent)
         executable = CpuBackend().load(Path(folder), threads)
     x = r.integers(0, 255, (inputs, stride))
     executable({"x": x.astype("float32" if precision == "fp32" else "uint8")})

@@ -60,7 +60,7 @@ def graph_of(text: str, opset: int = 17, **weights: np.ndarray) -> Graph:
 
 
 def build(graph: Graph, folder: Path, target: Target | None = None) -> Build:
-    return CpuBackend().build(graph, target or cpu(), folder, silent)
+    return CpuBackend().build([graph], target or cpu(), folder, silent)
 
 
 def built(

@@ -428,11 +428,8 @@ def test_what_is_stored_is_what_the_folder_holds(tmp_path: Path) -> None:
     made = build(small(), tmp_path)
     held = {p.name: p.stat().st_size for p in tmp_path.iterdir()}
     assert made.stored_bytes == sum(held.values()) - held["program.json"]
-    assert json.loads((tmp_path / "program.json").read_text())["inputs"]["x"]["shape"] == [
-        1,
-        40,
-        12,
-    ]
+    (program,) = json.loads((tmp_path / "program.json").read_text())["programs"]
+    assert program["inputs"]["x"]["shape"] == [1, 40, 12]
 
 
 def test_weights_of_nodes_that_onnxruntime_runs_are_stored_too(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from tilewright.targets.kernels.pen import Pen
 from tilewright.targets.lower.program import (
     ALIGNMENT,
     Call,
+    Pool,
     Program,
     Ref,
-    place_constants,
     plan_arena,
 )
 from tilewright.targets.lower.window import Buffer, compact
@@ -107,8 +107,26 @@ def test_constants_start_at_cache_lines_and_do_not_live_in_the_arena() -> None:
     program = Program()
     first = program.constant("w", np.zeros((3, 3), np.float32)).buffer
     second = program.constant("v", np.zeros(5, np.float32)).buffer
-    places, count = place_constants(program, "weights")
-    assert places == {first: 0, second: 16}
-    assert count == 32
+    pool = Pool()
+    assert pool.take(program) == {first: 0, second: 16}
+    assert sum(piece.size for piece in pool.pieces("weights")) == 32
     program.steps.append(call(first))
     assert plan_arena(program) == ({}, 0)
+
+
+def test_constants_that_programs_have_in_common_are_kept_once() -> None:
+    pool = Pool()
+    places = []
+    for extra in (1.0, 2.0):
+        program = Program()
+        own = program.constant("own", np.full(3, extra, np.float32)).buffer
+        common = program.constant("common", np.arange(40, dtype=np.float32)).buffer
+        found = pool.take(program)
+        places.append((found[own], found[common]))
+        assert not program.constants
+    assert places == [(0, 16), (64, 16)]
+    flat = np.concatenate(list(pool.pieces("weights")))
+    assert flat.size == 80
+    assert np.array_equal(flat[16:56], np.arange(40))
+    assert flat[0] == 1.0
+    assert flat[64] == 2.0

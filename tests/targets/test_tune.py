@@ -43,7 +43,7 @@ def tuned_build(graph: Graph, folder: Path, tuning: Tuning) -> tuple[Build, list
     """Build, check the answers, and return what was decided and what was told."""
     told: list[str] = []
     folder.mkdir()
-    build = CpuBackend().build(graph, cpu(), folder, told.append, tuning)
+    build = CpuBackend().build([graph], cpu(), folder, told.append, tuning)
     feeds = normal_feeds(graph)
     found = CpuBackend().load(folder, 1)(feeds)
     np.testing.assert_allclose(found["y"], oracle.run(graph, feeds)["y"], *NEAR)
@@ -95,7 +95,7 @@ def test_a_way_that_is_hardly_faster_than_the_estimate_is_not_taken(
     hardly, _ = tuned_build(graph, tmp_path / "b", tuning)
     folder = tmp_path / "c"
     folder.mkdir()
-    estimated = CpuBackend().build(graph, cpu(), folder, lambda _: None)
+    estimated = CpuBackend().build([graph], cpu(), folder, lambda _: None)
     assert [(d.kernel, d.tile) for d in hardly.layers] == [
         (d.kernel, d.tile) for d in estimated.layers
     ]
@@ -125,4 +125,4 @@ def test_kernels_that_this_cpu_cannot_run_are_not_timed(
 ) -> None:
     monkeypatch.setattr("tilewright.targets.cpu.cpu_flags", lambda: {"avx2"})
     with pytest.raises(UnusableInput, match="--tune 0"):
-        CpuBackend().build(graph, cpu("avx512"), tmp_path, lambda _: None, tuning)
+        CpuBackend().build([graph], cpu("avx512"), tmp_path, lambda _: None, tuning)

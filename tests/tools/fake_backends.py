@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,14 +24,14 @@ class Faithful:
 
     def build(
         self,
-        graph: Graph,
+        graphs: Sequence[Graph],
         target: Target,
         folder: Path,
         report: Report,
         tuning: Tuning | None = None,
     ) -> Build:
         (folder / "weights.bin").write_bytes(
-            b"".join(layer.matrix().tobytes() for layer in linear_layers(graph))
+            b"".join(layer.matrix().tobytes() for layer in linear_layers(graphs[0]))
         )
         decisions = tuple(
             LayerDecision(
@@ -45,7 +45,7 @@ class Faithful:
                 "dense",
                 "it is a test",
             )
-            for layer in linear_layers(graph)
+            for layer in linear_layers(graphs[0])
         )
         return Build(decisions, (), (folder / "weights.bin").stat().st_size, {})
 
@@ -76,7 +76,7 @@ class Endless(Faithful):
 
     def build(
         self,
-        graph: Graph,
+        graphs: Sequence[Graph],
         target: Target,
         folder: Path,
         report: Report,
@@ -95,7 +95,7 @@ class Faulty(Faithful):
 
     def build(
         self,
-        graph: Graph,
+        graphs: Sequence[Graph],
         target: Target,
         folder: Path,
         report: Report,

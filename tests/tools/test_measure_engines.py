@@ -59,3 +59,40 @@ def test_a_round_lasts_as_long_as_asked_and_has_a_few_calls_at_least() -> None:
 def test_the_ratio_is_theirs_over_ours() -> None:
     rounds = {"tilewright": [Samples((2_000_000,))], "onnxruntime": [Samples((3_000_000,))]}
     assert Contest(rounds, 2).as_json()["ratio"] == {"onnxruntime": 1.5}
+
+
+def rounds_of(*times: int) -> list[Samples]:
+    return [Samples((time,)) for time in times]
+
+
+def test_rounds_in_which_the_machine_changed_its_state_do_not_count() -> None:
+    rounds = {"tilewright": rounds_of(10, 10, 10), "onnxruntime": rounds_of(20, 90, 20)}
+    steady, changed = (0.5, 0.6), (0.5, 2.2)
+    probes = {"tilewright": [steady] * 3, "onnxruntime": [steady, changed, steady]}
+    assert Contest(rounds, 2, probes=probes).ratio("onnxruntime") == 2
+    # A state of its own is one too.
+    slow = [(2.1, 2.3)] * 3
+    contest = Contest(rounds, 2, probes={"tilewright": slow, "onnxruntime": slow})
+    assert contest.ratio("onnxruntime") == 2
+    assert contest.as_json()["launch_probe_us"]["tilewright"] == [[2.1, 2.3]] * 3
+
+
+def test_where_hardly_a_round_was_steady_all_of_them_count() -> None:
+    rounds = {"tilewright": rounds_of(10, 10, 10), "onnxruntime": rounds_of(20, 30, 30)}
+    probes = {"tilewright": [(0.5, 0.5)] * 3, "onnxruntime": [(0.5, 0.5), (0.5, 2), (2, 2)]}
+    assert Contest(rounds, 2, probes=probes).ratio("onnxruntime") == 3
+
+
+def test_the_machine_is_probed_around_every_round(tmp_path: Path) -> None:
+    model = two_layers(tmp_path / "m.onnx")
+    contest = measure_engines(
+        {"onnxruntime": model},
+        {"x": normal(1, 8)},
+        threads=2,
+        rounds=2,
+        round_seconds=0.01,
+        probed=True,
+    )
+    assert len(contest.probes["onnxruntime"]) == 2
+    # Microseconds: more than nothing, less than a busy machine takes to switch threads.
+    assert all(0.01 < each < 1e5 for pair in contest.probes["onnxruntime"] for each in pair)

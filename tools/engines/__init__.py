@@ -37,10 +37,20 @@ ENGINES: Mapping[str, Engine] = {
 }
 
 
+# Computes nothing, and tells by how long that takes what state the machine is in.
+PROBE = FOLDER / "launch_probe.py"
+LAUNCHES = 100  # a call of it
+
+
 def check_engine(name: str) -> None:
     """Raise UnknownName for an engine that does not exist."""
     if name not in ENGINES:
         raise UnknownName("engine", name, ENGINES)
+
+
+def file_of(name: str) -> Path:
+    """Return the file that opens an engine."""
+    return ENGINES[name].file
 
 
 def interpreter(name: str, report: Report) -> str:

@@ -1,0 +1,173 @@
+"""Models compiled for several sizes of an open dimension, against onnxruntime at each."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+import tilewright
+from tests.small_models import normal, small_model
+from tests.tools.conftest import made_up_times
+from tilewright import artifact, oracle
+from tilewright.errors import UnusableInput
+from tilewright.frontends.onnx_file import read_onnx
+from tilewright.graph import Graph
+from tilewright.tools import compile_model
+from tilewright.tools.cli import app
+from tilewright.tools.other_sizes import at_other_size
+
+# Reads its own shape, as exporters of transformers do; the mean goes over what the mask keeps.
+ENCODER = """g (float[batch,length,8] x, float[batch,length] mask) => (float[batch,16] y)
+    <int64[1] first = {0}, int64[1] last = {-1}, int64[2] flat = {-1, 8}, int64[1] one = {1}> {
+        s = Shape(x)  ends = Slice(s, first, last)  width = Constant <value_ints = [16]> ()
+        full = Concat <axis = 0> (ends, width)
+        rows = Reshape(x, flat)  h = MatMul(rows, w)  r = Relu(h)  back = Reshape(r, full)
+        m = Unsqueeze(mask, last)  kept = Mul(back, m)
+        sum = ReduceSum <keepdims = 0> (kept, one)
+        count = ReduceSum <keepdims = 1> (mask, one)
+        y = Div(sum, count)
+    }"""
+
+
+@pytest.fixture(autouse=True)
+def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_model, "measure_engines", made_up_times)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    weight = normal(8, 16)
+    weight[:, ::3] = 0
+    onnx.save(small_model(ENCODER, 17, w=weight), tmp_path / "encoder.onnx")
+    return tmp_path / "encoder.onnx"
+
+
+def feeds_of(batch: int, length: int, kept: int | None = None) -> dict[str, np.ndarray]:
+    mask = np.zeros((batch, length), np.float32)
+    mask[:, : length if kept is None else kept] = 1
+    return {"x": normal(batch, length, 8), "mask": mask}
+
+
+def compiled(model: Path, dims: dict[str, int | tuple[int, ...]], **options: object) -> Path:
+    folder = model.with_suffix(".tw")
+    found = tilewright.compile(model, output=folder, dims=dims, **options)  # type: ignore[arg-type]
+    return Path(found["artifact"])
+
+
+def agrees(model: Path, folder: Path, feeds: dict[str, np.ndarray]) -> None:
+    expected = oracle.outputs_of(oracle.session(onnx.load(model)), feeds)
+    found = tilewright.load(folder, threads=1)(feeds)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert found[name].shape == values.shape
+        # Sums of eight products of unit normals, in another order.
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5)
+
+
+def test_every_size_up_to_the_largest_gives_the_models_answers(encoder: Path) -> None:
+    folder = compiled(encoder, {"batch": (1, 3), "length": (12, 5, 40)})
+    sizes = artifact.read(folder)["sizes"]
+    assert sizes["choices"][0] == {"batch": 1, "length": 12}
+    assert sizes["padded"] == ["batch", "length"]
+    for shape in [(1, 12), (1, 5), (1, 40), (3, 12), (2, 30), (1, 1)]:
+        agrees(encoder, folder, feeds_of(*shape))
+
+
+def test_with_a_mask_the_end_is_not_computed_and_the_answers_are_the_same(
+    encoder: Path,
+) -> None:
+    folder = compiled(encoder, {"batch": 1, "length": (12, 4)}, mask="mask")
+    assert artifact.read(folder)["sizes"]["mask"] == "mask"
+    agrees(encoder, folder, feeds_of(1, 12, 3))
+    agrees(encoder, folder, feeds_of(1, 12))
+
+
+def test_weights_that_sizes_have_in_common_are_kept_once(encoder: Path) -> None:
+    one = compiled(encoder, {"batch": 1, "length": 32})
+    alone = (one / "weights.bin").stat().st_size
+    several = compiled(encoder, {"batch": 1, "length": (32, 48, 64)})
+    assert (several / "weights.bin").stat().st_size == alone
+
+
+def test_pruned_weights_are_the_same_at_every_size(encoder: Path) -> None:
+    folder = compiled(
+        encoder,
+        {"batch": 1, "length": (12, 40)},
+        pipeline="fold-constants,prune-weights{sparsity=0.5}",
+    )
+    found = tilewright.load(folder, threads=1)
+    feeds = feeds_of(1, 40)
+    pruned = {
+        n: v for n, v in read_onnx(folder / "model.onnx").constants().items() if v.ndim == 2
+    }
+    (weight,) = (v for v in pruned.values() if v.shape == (8, 16))
+    assert 1 - np.count_nonzero(weight) / weight.size >= 0.5
+    expected = np.maximum(feeds["x"] @ weight, 0).mean(axis=1)
+    np.testing.assert_allclose(found(feeds)["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_where_padding_changes_answers_sizes_must_be_met(tmp_path: Path) -> None:
+    model = small_model(
+        """g (float[1,length] x) => (float[1,1] y)
+            <int64[1] axis = {1}> { s = Softmax(x)  y = ReduceMax(s) }"""
+    )
+    onnx.save(model, tmp_path / "top.onnx")
+    folder = compiled(tmp_path / "top.onnx", {"length": (8, 12)})
+    assert artifact.read(folder)["sizes"]["padded"] == []
+    agrees(tmp_path / "top.onnx", folder, {"x": normal(1, 12)})
+    with pytest.raises(UnusableInput, match="padding changes the answers"):
+        tilewright.load(folder, threads=1)({"x": normal(1, 9)})
+
+
+@pytest.mark.parametrize(
+    ("mask", "part"),
+    [("x", "--mask x: it must be an input whose last"), ("mask2", "--mask mask2: it must be")],
+)
+def test_what_is_no_mask_is_refused(encoder: Path, mask: str, part: str) -> None:
+    with pytest.raises(UnusableInput, match=part):
+        compiled(encoder, {"batch": 1, "length": (12, 5)}, mask=mask)
+    assert not encoder.with_suffix(".tw").exists()
+
+
+@pytest.mark.parametrize(
+    ("dims", "part"),
+    [
+        ({"batch": 1, "length": ()}, "give a size"),
+        ({"batch": 1, "length": (4, 0)}, "give a size"),
+        ({"batch": 1, "length": (4, 4)}, "a size twice"),
+    ],
+)
+def test_sizes_that_are_none_are_refused(
+    encoder: Path, dims: dict[str, int | tuple[int, ...]], part: str
+) -> None:
+    with pytest.raises(UnusableInput, match=part):
+        compiled(encoder, dims)
+
+
+def test_a_mask_without_sizes_to_choose_from_is_refused(encoder: Path) -> None:
+    with pytest.raises(UnusableInput, match="there is nothing to choose by it"):
+        compiled(encoder, {"batch": 1, "length": 12}, mask="mask")
+
+
+def test_a_model_that_is_another_network_at_another_size_is_refused() -> None:
+    here, there = (
+        Graph.from_onnx(
+            small_model(f"g (float[1,{n}] x) => (float[1,{n}] y) {{ y = {op}(x) }}")
+        )
+        for n, op in ((4, "Relu"), (5, "Tanh"))
+    )
+    with pytest.raises(UnusableInput, match=r"--dim n=5: .*Relu .* is Tanh"):
+        at_other_size(here, here, there, "n=5")
+
+
+def test_run_and_bench_take_what_the_artifact_takes(encoder: Path, tmp_path: Path) -> None:
+    folder = compiled(encoder, {"batch": 1, "length": (12, 5)})
+    np.savez(tmp_path / "short.npz", x=normal(3, 4, 8), mask=np.ones((3, 4), np.float32))
+    done = CliRunner().invoke(
+        app, ["run", str(folder), "--data", str(tmp_path / "short.npz"), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["outputs"]["y"]["shape"] == [3, 16]

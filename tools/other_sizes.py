@@ -1,0 +1,120 @@
+"""The graph that passes made, at other sizes of the model's open dimensions.
+
+Passes run once, at the sizes that the calibration data have. What they leave is the same at
+other sizes but for constants that shapes were folded into: those are found by folding the
+original at both sizes, and replaced.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from tilewright.errors import UnusableInput
+from tilewright.graph import Graph, constant
+from tilewright.pipeline import Pipeline
+from tilewright.protocol import Context
+from tilewright.sizes import all_choices
+
+
+@dataclass(frozen=True, eq=False)
+class Resizing:
+    """The model at every combination of sizes of its open dimensions.
+
+    `read` returns the original at some sizes; `dims` are the sizes of each open dimension, the
+    first one that of the graph that passes made.
+    """
+
+    read: Callable[[Mapping[str, int]], Graph]
+    pipeline: Pipeline
+    context: Context
+    dims: Mapping[str, Sequence[int]]
+
+    def others(self, graph: Graph) -> Iterator[Graph]:
+        """Yield the graph that passes made, at all sizes but the first."""
+        first, *rest = all_choices(self.dims)
+        here = self._folded(self.read(first))
+        for choice in rest:
+            self.context.report(f"at size {written(choice)}")
+            yield self._moved(graph, here, choice)
+
+    def model(self, graph: Graph, choice: Mapping[str, int]) -> Graph:
+        """Return what judges answers at some sizes: the original, if nothing was lost."""
+        if all(step.keeps_outputs for step in self.pipeline.passes):
+            return self.read(choice)
+        first = self._folded(self.read(all_choices(self.dims)[0]))
+        return self._moved(graph, first, choice)
+
+    def _moved(self, graph: Graph, here: Graph, choice: Mapping[str, int]) -> Graph:
+        return at_other_size(graph, here, self._folded(self.read(choice)), written(choice))
+
+    def _folded(self, original: Graph) -> Graph:
+        """Run the passes before the first one that changes answers."""
+        faithful = list(takewhile(lambda step: step.keeps_outputs, self.pipeline.passes))
+        pipeline = self.pipeline.only(lambda step: any(step is other for other in faithful))
+        return pipeline.run(original, self.context, reproductions=None).graph
+
+
+def written(choice: Mapping[str, int]) -> str:
+    """Return sizes as --dim takes them."""
+    return ", ".join(f"{name}={size}" for name, size in choice.items())
+
+
+def at_other_size(graph: Graph, here: Graph, there: Graph, sizes: str) -> Graph:
+    """Return `graph`, which was made of `here`, as if it had been made of `there`.
+
+    `here` and `there` are the original after the passes that keep answers, at two sizes.
+    Raises UnusableInput where they differ in more than constants: `sizes` are the latter's.
+    """
+    _check_same_nodes(here, there, sizes)
+    old, new = here.constants(), there.constants()
+    moved = graph.edit()
+    tensors = moved.gs.tensors()
+    for name, values in _changed(old, new).items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            continue  # a pass has no more use for it
+        if not isinstance(tensor, gs.Constant) or not _same(tensor.values, old[name]):
+            raise UnusableInput(
+                f'--dim {sizes}: the constant "{name}" hangs on the size, and a pass changed '
+                "it. Compile the model for each size by itself."
+            )
+        tensor.values = constant(name, values).values
+    shapes = {t.name: t.shape for t in there.inputs}
+    for tensor in moved.gs.tensors().values():
+        if isinstance(tensor, gs.Variable):
+            tensor.shape = list(shapes[tensor.name]) if tensor.name in shapes else None
+    return moved.infer_shapes()
+
+
+def _check_same_nodes(here: Graph, there: Graph, sizes: str) -> None:
+    for one, other in zip(here.nodes, there.nodes, strict=False):
+        if _described(one) != _described(other):
+            raise _differ(sizes, f"{one.op} {one.name} is {other.op} {other.name} there")
+    if len(here.nodes) != len(there.nodes):
+        raise _differ(sizes, f"{len(here.nodes)} nodes are {len(there.nodes)} there")
+
+
+def _described(node: gs.Node) -> tuple[object, ...]:
+    attributes = {key: str(value) for key, value in sorted(node.attrs.items())}
+    names = [t.name for t in (*node.inputs, *node.outputs)]
+    return node.op, node.domain, names, attributes
+
+
+def _differ(sizes: str, what: str) -> UnusableInput:
+    return UnusableInput(
+        f"--dim {sizes}: the model is another network at this size, not the same one with "
+        f"other shapes: {what}. Compile it for each size by itself."
+    )
+
+
+def _changed(
+    old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    return {name: new[name] for name in old if name in new and not _same(old[name], new[name])}
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is other or (one.dtype == other.dtype and np.array_equal(one, other))
