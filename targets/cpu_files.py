@@ -14,6 +14,7 @@ from tilewright.protocol import Report
 from tilewright.target import Target
 from tilewright.targets.cpu_program import INDICES, LIBRARY, PROGRAM, REST, WEIGHTS
 from tilewright.targets.kernels.pen import Isa, bases_of, dtype_of
+from tilewright.targets.kernels.tile import COLUMNS_AHEAD
 from tilewright.targets.link import link_shared
 from tilewright.targets.lower.program import (
     Island,
@@ -148,7 +149,8 @@ def _write_constants(pool: Pool, folder: Path, arena_bytes: int) -> tuple[int, d
         for values in pool.pieces("weights"):
             out.write(values.data)
         stored += out.tell()
-    flat = np.concatenate([np.zeros(0, np.int32), *pool.pieces("indices")])
+    # Kernels read some offsets behind the last.
+    flat = np.concatenate([*pool.pieces("indices"), np.zeros(COLUMNS_AHEAD, np.int32)])
     packed = compressed(flat)
     stored += (folder / INDICES).write_bytes(packed)
     starts: dict[str, int] = {}

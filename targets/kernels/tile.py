@@ -31,6 +31,9 @@ TABLE_COLUMNS = 4
 
 _LINE = 16  # float32 elements of a cache line
 _AHEAD = 512  # elements that weights are fetched ahead: longer than memory takes to answer
+# Columns that activations are fetched ahead, where no pattern is that hardware would foresee.
+# Offsets are read from so many behind the last.
+COLUMNS_AHEAD = 24
 PARALLEL_MACS = 100_000  # below, the launch of the thread pool costs more than it saves
 
 # Computes a block of positions for a tile: (image, row, column, tile).
@@ -46,7 +49,8 @@ class TileKernel:
     whatever their zeros. There are `images` x `height` x `width` positions. `source` walks the
     activations (its `n` is unused: offsets come from the list). `weights` may be "int8" where
     lanes are channels: words of four, which become floats in registers; their scales belong to
-    the tail. `together` tiles stay in a cache while all positions stream past.
+    the tail. `together` tiles stay in a cache while all positions stream past. Where the
+    activations of a block are `far`, beyond the first-level cache, they are fetched ahead.
     """
 
     lanes: str
@@ -60,6 +64,7 @@ class TileKernel:
     split_positions: bool
     together: int
     weights: str = "float32"
+    far: bool = False
 
     @property
     def name(self) -> str:
@@ -175,6 +180,10 @@ class TileKernel:
         places = [self.source.at(0, 0, dy, dx) for dy, dx in nest.places]
 
         def vectors(p: Expr) -> list[Expr]:
+            if self.far:
+                later = pen.register(base + pen.load(OFFSETS, offsets + p + COLUMNS_AHEAD))
+                for place in places:
+                    pen.prefetch(SOURCE, later + place)
             at = pen.register(base + pen.load(OFFSETS, offsets + p))
             return [pen.load(SOURCE, at + place, lanes) for place in places]
 

@@ -20,7 +20,7 @@ from tilewright.targets.lower.window import collapse
 POSITION_ROWS = 4  # output channels of a tile where lanes are positions
 _DENSE_CHANNELS = 64  # and of a dense tile where lanes are channels
 _SHARED = 400  # positions from which on threads may share them
-_NEAR_BYTES = 1 << 15  # of activations that stay in a first-level cache, beside weights
+NEAR_BYTES = 1 << 15  # of activations that stay in a first-level cache, beside weights
 _WORTH = 0.85  # of the columns that tiles may keep where lanes are channels
 
 
@@ -152,7 +152,7 @@ def _dense_heights(isa: Isa, positions: int, matrix: np.ndarray, shares: bool) -
     def reads(rows: int) -> float:
         vectors = -(-positions // isa.lanes)
         blocks = -(-vectors // vectors_beside(isa, rows))
-        fits = inputs * vectors / blocks * isa.lanes * 4 <= _NEAR_BYTES
+        fits = inputs * vectors / blocks * isa.lanes * 4 <= NEAR_BYTES
         return (0.3 if fits else 1.0) / rows + 0.3 * blocks / vectors
 
     heights = [

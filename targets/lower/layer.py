@@ -8,8 +8,9 @@ import numpy as np
 from tilewright.graph import static_shape
 from tilewright.protocol import LayerDecision
 from tilewright.targets.kernels.elementwise import Chain
-from tilewright.targets.kernels.tile import PARALLEL_MACS, TileKernel
-from tilewright.targets.lower.choose import Choice, choose
+from tilewright.targets.kernels.pen import Isa
+from tilewright.targets.kernels.tile import PARALLEL_MACS, TileKernel, vectors_beside
+from tilewright.targets.lower.choose import NEAR_BYTES, Choice, choose
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.problem import (
     Problem,
@@ -97,6 +98,7 @@ def call_tiles(
         split_positions=choice.share_positions,
         together=_together(packed),
         weights=matrix.dtype.name,
+        far=_far(lowering.isa, choice, matrix.shape[1], places.count),
     )
     program = lowering.program
     weights = [
@@ -127,6 +129,12 @@ def _pack(
     if choice.lanes == "positions":
         return pack_for_positions(matrix, offsets, choice.rows, choice.dense)
     return pack_for_channels(matrix, offsets, lowering.isa, choice.rows, choice.dense)
+
+
+def _far(isa: Isa, choice: Choice, inputs: int, positions: int) -> bool:
+    """Say whether the activations of a block leave the first-level cache."""
+    vectors = min(vectors_beside(isa, choice.rows), -(-positions // isa.lanes))
+    return choice.lanes == "positions" and inputs * vectors * isa.lanes * 4 > NEAR_BYTES
 
 
 def _together(packed: PackedTiles) -> int:
