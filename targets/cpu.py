@@ -1,6 +1,7 @@
 """The cpu backend: tile kernels through TVM's LLVM; cpu_program.py runs what it writes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +14,10 @@ from tilewright.targets.cpu_files import Lowered, write_files
 from tilewright.targets.cpu_program import CpuProgram, cpu_flags
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.lower.anchors import ANCHORS
-from tilewright.targets.lower.choices import Pick, estimated
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.patterns import quantize_before_views, recognize_layer_norms
 from tilewright.targets.lower.program import Pool, Program, segments
+from tilewright.targets.lower.sites import Pick, estimated
 from tilewright.targets.tune import tuned
 from tilewright.timings import Tuning
 
@@ -42,11 +43,14 @@ class CpuBackend:
         """
         isa = isa_of(target)
         report("lowering")
+        if tuning is not None:
+            _check_measurable(isa)
+            tuning = replace(tuning, seconds=tuning.seconds / len(graphs))
         pool = Pool()
         lowered = []
         for graph in map(in_floats, graphs):
             try:
-                program = _lowered(graph, target, isa, tuning, report)
+                program = _lowered(graph, target, isa, tuning, folder, report)
             except NotLowered as error:
                 raise CannotLower(
                     f"Target {target.name} cannot run this model: {error}."
@@ -71,7 +75,12 @@ class CpuBackend:
 
 
 def _lowered(
-    graph: Graph, target: Target, isa: Isa, tuning: Tuning | None, report: Report
+    graph: Graph,
+    target: Target,
+    isa: Isa,
+    tuning: Tuning | None,
+    folder: Path,
+    report: Report,
 ) -> Program:
     whole = quantize_before_views(recognize_layer_norms(graph))
 
@@ -80,8 +89,7 @@ def _lowered(
 
     if tuning is None:
         return lower(estimated)
-    _check_measurable(isa)
-    return lower(tuned(lower, graph, target, isa, tuning, report))
+    return lower(tuned(lower, graph, target, isa, tuning, folder, report))
 
 
 def isa_of(target: Target) -> Isa:

@@ -82,13 +82,11 @@ def write_files(
             report,
         )
         stored += (folder / LIBRARY).stat().st_size
-    islands = [
-        (part, each.graph)
-        for each in lowered
-        for part in each.parts
-        if isinstance(part, Island)
-    ]
-    stored += _write_islands(islands, folder)
+    written = 0
+    for each in lowered:
+        islands = [part for part in each.parts if isinstance(part, Island)]
+        stored += _write_islands(islands, each.graph, written, folder)
+        written += len(islands)
     functions, others = count(), count()
     content = {
         "bases": names,
@@ -168,12 +166,18 @@ def _itemsize(kind: str) -> int:
     return np.dtype(dtype_of(kind)).itemsize
 
 
-def _write_islands(islands: Sequence[tuple[Island, Graph]], folder: Path) -> int:
-    """Write the models that onnxruntime runs, with their weights; return bytes."""
+def _write_islands(islands: Sequence[Island], graph: Graph, first: int, folder: Path) -> int:
+    """Write the models that onnxruntime runs, with their weights; return bytes.
+
+    They are numbered from `first` on.
+    """
+    if not islands:
+        return 0
     stored = 0
-    for index, (island, graph) in enumerate(islands):
-        whole = graph.to_onnx()
-        (node,) = (node for node in whole.graph.node if node.name == island.node.name)
+    whole = graph.to_onnx()
+    nodes = {node.name: node for node in whole.graph.node}
+    for index, island in enumerate(islands, start=first):
+        node = nodes[island.node.name]
         names = _names_read(node)
         model = onnx.helper.make_model(
             onnx.helper.make_graph(

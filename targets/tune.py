@@ -9,13 +9,14 @@ import hashlib
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import tvm
 
 from tilewright.graph import Graph
 from tilewright.measurement import machine
@@ -25,8 +26,8 @@ from tilewright.targets import FOLDER
 from tilewright.targets.cpu_files import Lowered, write_files
 from tilewright.targets.cpu_program import CpuProgram
 from tilewright.targets.kernels.pen import Isa
-from tilewright.targets.lower.choices import Pick, Picked, Site, estimated
 from tilewright.targets.lower.program import Call, Part, Pool, Program
+from tilewright.targets.lower.sites import Pick, Picked, Site, estimated
 from tilewright.timings import Tuning
 
 Lower = Callable[[Pick], Program]
@@ -38,14 +39,35 @@ _LEAST_RUNS, _MOST_RUNS = 7, 40
 
 
 def tuned(
-    lower: Lower, graph: Graph, target: Target, isa: Isa, tuning: Tuning, report: Report
+    lower: Lower,
+    graph: Graph,
+    target: Target,
+    isa: Isa,
+    tuning: Tuning,
+    folder: Path,
+    report: Report,
 ) -> Pick:
-    """Return what picks the fastest way at every site, measuring what is not known yet."""
+    """Return what picks the fastest way at every site, measuring what is not known yet.
+
+    What is built for that lies in `folder` for as long as it is measured.
+    """
     survey = _Survey(tuning, _device(isa, tuning.threads))
     lower(survey.note)
     if survey.unknown():
-        _measure(survey, lower, graph, target, isa, report)
+        _measure(survey, lower, graph, target, isa, folder, report)
     return survey.pick
+
+
+class _Question(NamedTuple):
+    """Which of these ways is the fastest? The same at every site that asks it."""
+
+    kind: str
+    problem: str
+    ways: tuple[str, ...]
+
+    @classmethod
+    def at(cls, site: Site, ways: Sequence[str]) -> "_Question":
+        return cls(site.kind, site.problem, tuple(ways))
 
 
 @dataclass(eq=False)
@@ -54,30 +76,31 @@ class _Survey:
 
     tuning: Tuning
     device: str
-    ways: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
-    nodes: dict[tuple[str, str], set[tuple[str, ...]]] = field(
+    nodes: dict[_Question, set[tuple[str, ...]]] = field(
         default_factory=lambda: defaultdict(set)
     )
-    times: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    times: dict[_Question, tuple[float, ...]] = field(default_factory=dict)
 
     def note(self, site: Site, ways: Sequence[str]) -> Picked:
         """Note that there is a site, and what is known of its ways."""
-        key = (site.kind, site.problem)
-        self.nodes[key].add(site.nodes)
-        if key not in self.ways:
-            self.ways[key] = tuple(ways[: self.tuning.ways])
-            known = self.tuning.timings.find(self.device, site.problem, self.ways[key])
-            if known is not None or len(self.ways[key]) == 1:
-                self.times[key] = known or (0.0,)
+        question = _Question.at(site, ways)
+        if question not in self.nodes:
+            found = self.tuning.timings.find(self.device, question.problem, question.ways)
+            self.times[question] = found or ()
+        self.nodes[question].add(site.nodes)
         return estimated(site, ways)
 
-    def unknown(self) -> dict[tuple[str, str], tuple[str, ...]]:
-        """Return the problems whose ways have yet to be timed."""
-        return {key: ways for key, ways in self.ways.items() if key not in self.times}
+    def tried(self, question: "_Question") -> int:
+        """Return how many ways of a question are to be timed."""
+        return min(len(question.ways), self.tuning.ways)
+
+    def unknown(self) -> list["_Question"]:
+        """Return the questions of which fewer ways are timed than may be."""
+        return [q for q, times in self.times.items() if len(times) < self.tried(q) > 1]
 
     def pick(self, site: Site, ways: Sequence[str]) -> Picked:
         """Pick the fastest way, the estimated one where that is not known."""
-        times = self.times.get((site.kind, site.problem), ())
+        times = self.times.get(_Question.at(site, ways), ())
         if len(times) < 2:
             return Picked(0)
         best = int(np.argmin(times))
@@ -91,11 +114,10 @@ class _Survey:
 
 @dataclass(eq=False)
 class _Variant:
-    """The model built with sites of one kind taking the way of one number."""
+    """The model built with sites of one kind taking the way of one number, and its times."""
 
     kind: str
     number: int
-    program: CpuProgram
     nodes: list[frozenset[str]]  # of each part
     runs: list[list[int]] = field(default_factory=list)
 
@@ -107,72 +129,88 @@ class _Variant:
 
 
 def _measure(
-    survey: _Survey, lower: Lower, graph: Graph, target: Target, isa: Isa, report: Report
+    survey: _Survey,
+    lower: Lower,
+    graph: Graph,
+    target: Target,
+    isa: Isa,
+    folder: Path,
+    report: Report,
 ) -> None:
+    """Time what is not known of the survey's questions, as far as there is time."""
     start = time.monotonic()
     end = start + survey.tuning.seconds
     unknown = survey.unknown()
-    wanted = list(_numbers(unknown))
-    built: list[_Variant] = []
-    with ExitStack() as stack:
+    wanted = list(_numbers(unknown, survey))
+    variants: dict[_Variant, CpuProgram] = {}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for kind, number in wanted:
             begun = time.monotonic()
-            if built and begun + (begun - start) / len(built) > end:
-                report(f"tuning: time for {len(built)} of {len(wanted)} ways only")
+            if variants and begun + (begun - start) / len(variants) > end:
+                report(f"tuning: time for {len(variants)} of {len(wanted)} ways only")
                 break
-            report(f"tuning: building way {len(built) + 1} of {len(wanted)}")
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tilewright-"))
-            program = lower(_taking(unknown, kind, number))
+            report(f"tuning: building way {len(variants) + 1} of {len(wanted)}")
+            program, pool = lower(_taking(unknown, kind, number)), Pool()
             parts: list[Part] = [[s] if isinstance(s, Call) else s for s in program.steps]
-            pool = Pool()
             lowered = Lowered(program, parts, graph, pool.take(program))
-            write_files([lowered], pool, target, isa, Path(folder), lambda _: None)
-            executable = CpuProgram(Path(folder), survey.tuning.threads)
-            nodes = [_nodes_of(part) for part in parts]
-            built.append(_Variant(kind, number, executable, nodes))
-        _run_in_turns(built, end, report)
-    for (kind, problem), ways in unknown.items():
-        tried = [v for v in built if v.number == 0 or v.kind == kind][: len(ways)]
+            place = Path(scratch) / str(len(variants))
+            place.mkdir()
+            write_files([lowered], pool, target, isa, place, lambda _: None)
+            variant = _Variant(kind, number, [_nodes_of(part) for part in parts])
+            variants[variant] = CpuProgram(place, survey.tuning.threads)
+        if len(variants) > 1:
+            _run_in_turns(variants, end, report)
+            _conclude(survey, unknown, list(variants))
+
+
+def _conclude(
+    survey: _Survey, unknown: Sequence[_Question], variants: Sequence[_Variant]
+) -> None:
+    """Note and keep the times of the ways that the variants took."""
+    for question in unknown:
+        taken = [v for v in variants if v.number == 0 or v.kind == question.kind]
+        places = survey.nodes[question]
         times = [
-            float(np.mean([variant.takes(nodes) for nodes in survey.nodes[kind, problem]]))
-            for variant in tried
+            round(float(np.mean([variant.takes(nodes) for nodes in places])), 2)
+            for variant in taken[: survey.tried(question)]
         ]
-        survey.times[kind, problem] = tuple(round(time_, 2) for time_ in times)
+        survey.times[question] = tuple(times)
         if len(times) > 1:
             timings = survey.tuning.timings
-            timings.keep(survey.device, problem, ways, survey.times[kind, problem])
+            timings.keep(survey.device, question.problem, question.ways, times)
 
 
-def _numbers(unknown: dict[tuple[str, str], tuple[str, ...]]) -> Iterator[tuple[str, int]]:
+def _numbers(unknown: Sequence[_Question], survey: _Survey) -> Iterator[tuple[str, int]]:
     """Yield the kind and number of every variant; the first takes all estimates."""
     yield "", 0
     most: dict[str, int] = defaultdict(int)
-    for (kind, _), ways in unknown.items():
-        most[kind] = max(most[kind], len(ways))
+    for question in unknown:
+        most[question.kind] = max(most[question.kind], survey.tried(question))
     for number in range(1, max(most.values())):
         yield from ((kind, number) for kind, count_ in most.items() if number < count_)
 
 
-def _taking(unknown: dict[tuple[str, str], tuple[str, ...]], kind: str, number: int) -> Pick:
+def _taking(unknown: Sequence[_Question], kind: str, number: int) -> Pick:
     """Return a pick of the way of one number, where there are so many of its kind."""
+    asked = set(unknown)
 
     def pick(site: Site, ways: Sequence[str]) -> Picked:
-        tried = unknown.get((site.kind, site.problem), ())
-        return Picked(number if site.kind == kind and number < len(tried) else 0)
+        open_ = site.kind == kind and number < len(ways) and _Question.at(site, ways) in asked
+        return Picked(number if open_ else 0)
 
     return pick
 
 
-def _run_in_turns(variants: Sequence[_Variant], end: float, report: Report) -> None:
+def _run_in_turns(variants: Mapping[_Variant, CpuProgram], end: float, report: Report) -> None:
     """Run every variant some times, so that a change of the machine's speed meets all."""
-    for variant in variants:
-        variant.program.time_parts()  # what is read for the first time is slow
+    for program in variants.values():
+        program.time_parts()  # what is read for the first time is slow
     for turn in count():
         if turn >= _MOST_RUNS or (turn >= _LEAST_RUNS and time.monotonic() > end):
             return
         report(f"tuning: run {turn + 1}")
-        for variant in variants:
-            variant.runs.append(variant.program.time_parts())
+        for variant, program in variants.items():
+            variant.runs.append(program.time_parts())
 
 
 def _nodes_of(part: Part) -> frozenset[str]:
@@ -182,9 +220,9 @@ def _nodes_of(part: Part) -> frozenset[str]:
 
 
 def _device(isa: Isa, threads: int) -> str:
-    """Describe all that a time hangs on but the problem."""
-    kernels = hashlib.sha256()
-    for file in sorted((FOLDER / "kernels").glob("*.py")):
-        kernels.update(file.read_bytes())
+    """Describe all that a time hangs on but the question."""
+    code = hashlib.sha256(f"{isa} {tvm.__version__}".encode())
+    for file in sorted([*(FOLDER / "kernels").glob("*.py"), *(FOLDER / "lower").glob("*.py")]):
+        code.update(file.read_bytes())
     cpu = machine()["cpu"]
-    return f"{cpu}, {isa.name}, {threads} threads, kernels {kernels.hexdigest()[:12]}"
+    return f"{cpu}, {isa.name}, {threads} threads, kernels {code.hexdigest()[:12]}"

@@ -26,7 +26,7 @@ from tilewright.errors import DamagedArtifact, UnusableInput
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
-FORMAT = 1
+FORMAT = 2
 
 _SHOWN_FILES = 5
 

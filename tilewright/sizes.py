@@ -70,11 +70,11 @@ class Sizes:
             "mask": self.mask,
         }
 
-    def run(self, executable: Executable, feeds: Feeds) -> dict[str, np.ndarray]:
+    def run(self, executable: Executable, feeds: Feeds | None = None) -> dict[str, np.ndarray]:
         """Run one inference at a compiled size. Raises UnusableInput where none holds it."""
+        if not isinstance(feeds, Mapping) or set(feeds) != set(self.inputs):
+            return executable(feeds)  # type: ignore[arg-type] # it says what is wrong
         arrays = {name: np.asarray(values) for name, values in feeds.items()}
-        if set(arrays) != set(self.inputs):
-            return executable(feeds)  # it says what is wrong
         given = self.sizes_of(arrays)
         choice = self._choice(self._needed(given, arrays))
         if choice == given:
@@ -84,6 +84,24 @@ class Sizes:
         }
         found = executable(fitted)
         return {name: fit(values, self.outputs[name], given) for name, values in found.items()}
+
+    def whole(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Return inputs of which the mask leaves nothing out."""
+        if self.mask is None:
+            return dict(feeds)
+        return {**feeds, self.mask: np.ones_like(feeds[self.mask])}
+
+    def resized(self, feeds: Feeds, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Return inputs at other sizes: cut, or repeated."""
+        found = {}
+        for name, axes in self.inputs.items():
+            values = np.asarray(feeds[name])
+            for axis, dimension in enumerate(axes):
+                if isinstance(dimension, str) and dimension in sizes:
+                    places = np.arange(sizes[dimension]) % values.shape[axis]
+                    values = values.take(places, axis=axis)
+            found[name] = values
+        return found
 
     def sizes_of(self, arrays: Feeds) -> dict[str, int]:
         """Return the size of each dimension in some inputs. Raises UnusableInput."""
@@ -130,8 +148,8 @@ class Sizes:
             )
             exact = [name for name in needed if name not in self.padded]
             why = (
-                f" Sizes of {', '.join(exact)} must be met exactly, since padding changes the "
-                "answers."
+                f" Sizes of {', '.join(exact)} must be met exactly: padding was not seen to "
+                "leave the answers as they are."
                 if exact
                 else ""
             )

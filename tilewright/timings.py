@@ -42,7 +42,7 @@ class Timings:
             database.execute("BEGIN IMMEDIATE")
 
     def find(self, device: str, problem: str, ways: Sequence[str]) -> tuple[float, ...] | None:
-        """Return the microseconds of the first ways, or None where they are not known."""
+        """Return the microseconds of the first of some ways, or None where none is known."""
         with self._opened() as database:
             row = database.execute(
                 "SELECT microseconds FROM timings "
@@ -91,8 +91,8 @@ class Timings:
 class Tuning:
     """What a backend may spend on measuring, and where it keeps what it learns.
 
-    Of each problem the `ways` that are estimated to be the fastest are tried; none is begun
-    when `seconds` are over.
+    Of each problem the `ways` that are estimated to be the fastest are tried; none but the
+    first is begun that would not be ready when `seconds` are over.
     """
 
     ways: int

@@ -89,7 +89,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
     multiple=True,
     metavar="NAME=N[,N...]",
     help="Size of an open dimension, or several: the first is that of the calibration data, "
-    "and inputs run at the smallest that holds them.",
+    "and inputs run at the smallest that holds them. Every combination is compiled.",
 )
 @click.option(
     "--mask",
@@ -106,7 +106,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
     type=click.Choice(["0", "quick", "full"]),
     default="0",
     show_default=True,
-    help="Time ways to run each layer on this machine and take the fastest: a minute at most, "
+    help="Time ways to run each layer on this machine and take the fastest, for about a minute "
     "or a quarter of an hour. What was timed is not timed again. 0 estimates.",
 )
 @click.option(
@@ -159,6 +159,9 @@ def verify_command(console: Console, a: str, b: str, data: Path, threads: int | 
 @click.option(
     "--data", type=PATH, help="Inputs, of which the first is timed; random if not given."
 )
+@click.option(
+    "--dim", multiple=True, metavar="NAME=N", help="Size of an open dimension of random inputs."
+)
 @THREADS
 @click.option("--rounds", default=7, show_default=True, help="Rounds, of 0.3 s an engine.")
 def bench_command(
@@ -167,6 +170,7 @@ def bench_command(
     against: str,
     model: Path | None,
     data: Path | None,
+    dim: tuple[str, ...],
     threads: int | None,
     rounds: int,
 ) -> None:
@@ -177,7 +181,8 @@ def bench_command(
     from tilewright.tools.commands import run_bench
 
     engines = [engine.strip() for engine in against.split(",") if engine.strip()]
-    run_bench(artifact, engines, model, data, threads, rounds, console)
+    sizes = {name: sizes[0] for name, sizes in parse_dims(dim).items()}
+    run_bench(artifact, engines, model, data, sizes, threads, rounds, console)
 
 
 @command(app, "eval")
@@ -269,7 +274,8 @@ def parse_dims(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         if dims.get(name, found) != found:
             before = ",".join(map(str, dims[name]))
             raise UnusableInput(
-                f"--dim {name} is given as {before} and as {written}; give one."
+                f"--dim {name} is given as {before} and as {written}; give one, or several "
+                f"as --dim {name}={before},{written}."
             )
         dims[name] = found
     return dims

@@ -9,12 +9,13 @@ import numpy as np
 
 from tilewright import artifact, oracle
 from tilewright.calibration import Calibration
-from tilewright.errors import CheckFailed, UnusableInput
+from tilewright.errors import CheckFailed, UnknownName, UnusableInput
 from tilewright.frontends.arrays import read_arrays
 from tilewright.frontends.onnx_file import read_onnx
 from tilewright.protocol import Context, Feeds
 from tilewright.random_feeds import random_feeds
 from tilewright.reproduce import read_reproduction
+from tilewright.sizes import Sizes
 from tilewright.tools.compile_model import compile_model
 from tilewright.tools.console import Console
 from tilewright.tools.count_threads import count_threads
@@ -41,6 +42,8 @@ def run_compile(job: Job, console: Console) -> None:
         f"Outputs agree with {' and '.join(verified['against'])} under onnxruntime: largest "
         f"error {verified['max_rel_error']:.1e} of the output's largest value."
     )
+    if manifest["sizes"] is not None:
+        console.text(_told_sizes(Sizes.from_json(manifest["sizes"])))
     if islands := manifest["islands"]:
         console.text(
             f"Run by onnxruntime: {_counted(len(islands), 'node')}; report.html says which "
@@ -49,6 +52,17 @@ def run_compile(job: Job, console: Console) -> None:
     folder = shlex.quote(manifest["artifact"])
     console.text(f"Written: {folder} (see {folder}/report.html; tilewright bench {folder})")
     console.result(manifest)
+
+
+def _told_sizes(sizes: Sizes) -> str:
+    """Say which sizes an artifact takes."""
+    told = []
+    for name in sizes.choices[0]:
+        compiled = ", ".join(str(n) for n in dict.fromkeys(c[name] for c in sizes.choices))
+        between = "and any below, padded" if name in sizes.padded else "and no other"
+        told.append(f"{name} {compiled} {between}")
+    mask = f"; what {sizes.mask} leaves out at the end is not computed" if sizes.mask else ""
+    return f"Sizes: {'; '.join(told)}{mask}."
 
 
 def _why_not(manifest: Mapping[str, Any]) -> str:
@@ -125,6 +139,7 @@ def run_bench(
     against: Sequence[str],
     original: Path | None,
     data: Path | None,
+    dims: Mapping[str, int],
     threads: int | None,
     rounds: int,
     console: Console,
@@ -138,9 +153,12 @@ def run_bench(
         artifact.read(Path(folder))
         model = Path(folder) / artifact.MODEL
         models = {OURS: Path(folder)} | dict.fromkeys(against, original or model)
+        feeds = _first_feeds(folder, data, dims)
+        if original is None:
+            _check_first_size(folder, feeds)
         contest = measure_engines(
             models,
-            _first_feeds(folder, data),
+            feeds,
             count_threads(threads, console.report) or oracle.cores(),
             rounds=rounds,
             probed=True,
@@ -240,13 +258,37 @@ def run_reproduce(folder: Path, console: Console) -> None:
     console.result({"pipeline": str(pipeline), "trace": run.trace.as_json()})
 
 
-def _first_feeds(folder: str, data: Path | None) -> Feeds:
+def _first_feeds(folder: str, data: Path | None, dims: Mapping[str, int]) -> Feeds:
+    """Return inputs to time: a user's first sample, or random ones of the first size."""
     if data is not None:
+        if dims:
+            raise UnusableInput("--dim: it is for random inputs; leave it out with --data.")
         return next(_samples(data, folder).feeds())
     feeds = next(random_feeds(read_onnx(Path(folder) / artifact.MODEL), 1))
-    mask = (artifact.read(Path(folder)).get("sizes") or {}).get("mask")
-    # The whole of the first size is timed.
-    return feeds if mask is None else {**feeds, mask: np.ones_like(feeds[mask])}
+    sizes = _sizes_of(folder)
+    known = {} if sizes is None else dict(sizes.choices[0])
+    if unknown := set(dims) - set(known):
+        raise UnknownName("open dimension in the artifact", unknown.pop(), known)
+    if sizes is None:
+        return feeds
+    # A mask at random would leave out what is to be timed.
+    return sizes.resized(sizes.whole(feeds), known | dict(dims))
+
+
+def _check_first_size(folder: str, feeds: Feeds) -> None:
+    """Raise UnusableInput where the artifact takes inputs and its model.onnx does not."""
+    sizes = _sizes_of(folder)
+    if sizes is not None and sizes.sizes_of(feeds) != sizes.choices[0]:
+        first = ", ".join(f"{name}={size}" for name, size in sizes.choices[0].items())
+        raise UnusableInput(
+            f"Other engines run the artifact's model.onnx, which has {first}; these inputs "
+            "have other sizes. Give the original, whose dimensions are open, with --model."
+        )
+
+
+def _sizes_of(folder: str) -> Sizes | None:
+    stored = artifact.read(Path(folder)).get("sizes")
+    return None if stored is None else Sizes.from_json(stored)
 
 
 def _samples(data: Path, model: str) -> Calibration:

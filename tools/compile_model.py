@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 
 from tilewright import artifact, oracle
 from tilewright.cost import parameter_bytes, parameter_counts
+from tilewright.errors import UnknownName
 from tilewright.frontends.onnx_file import read_onnx
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
@@ -19,8 +21,9 @@ from tilewright.measurement import machine, versions
 from tilewright.memory import return_freed_memory
 from tilewright.pipeline import Pipeline, Run
 from tilewright.plan import Level, Plan
-from tilewright.protocol import Build, Context, Report, silent
+from tilewright.protocol import Build, Context, Executable, Report, silent
 from tilewright.random_feeds import random_feeds
+from tilewright.sizes import Sizes
 from tilewright.target import Target
 from tilewright.timings import Tuning
 from tilewright.tools.count_threads import count_threads
@@ -28,8 +31,8 @@ from tilewright.tools.evaluate_task import task_scores
 from tilewright.tools.find_target import check_backend, find_backend, find_target
 from tilewright.tools.job import Job
 from tilewright.tools.measure_engines import OURS, measure_engines
-from tilewright.tools.other_sizes import Resizing
 from tilewright.tools.read_model import Source, read_calibration, read_model
+from tilewright.tools.resize_model import Resizing
 from tilewright.tools.resolve_pipeline import check_precision, reads_plan, resolve_pipeline
 from tilewright.tools.verify_artifact import allowed_error, verify_artifact
 from tilewright.tools.verify_sizes import SizesTrial
@@ -52,22 +55,14 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
     with artifact.writing(job.folder) as folder:
         with stages("read"):
             source = read_model(job.model, job.first_dims, report)
+            _check_mask(job, source)
         resizing = _resizing(job, settled, report)
         built = _build(job, settled, source, resizing, folder, stages, report)
-        backend = find_backend(target.backend)
+        load = partial(find_backend(target.backend).load, folder, threads)
         with stages("verify"):
-            executable = backend.load(folder, threads)
-            saved = folder / artifact.MODEL
-            allowed = allowed_error(saved, built.feeds, built.rounds)
-            against: dict[str, Graph | Path] = {"model.onnx": saved}
-            if all(step.keeps_outputs for step in pipeline.passes):
-                against["the original"] = source.graph
-            verified = verify_artifact(against, executable, built.feeds, allowed)
-            sizes = None
-            if resizing is not None:
-                graph = read_onnx(saved)
-                trial = SizesTrial(resizing, graph, executable, built.feeds[0], allowed)
-                sizes = trial.outcome(job.mask)
+            verified, sizes = _verified(
+                job, source, pipeline, resizing, folder / artifact.MODEL, built, load()
+            )
         manifest = {
             **_identity(job, source, target, pipeline),
             **built.figures,
@@ -75,20 +70,23 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
             "sizes": None if sizes is None else sizes.as_json(),
         }
         with stages("latency"):
-            feeds = dict(built.feeds[0])
-            if job.mask is not None:  # the whole of the first size is timed
-                feeds[job.mask] = np.ones_like(feeds[job.mask])
+            feeds = built.feeds[0] if sizes is None else sizes.whole(built.feeds[0])
             manifest["latency"] = _latency(source, folder, manifest, feeds, threads, report)
         with stages("evaluate"):
+            run = load() if sizes is None else partial(sizes.run, load())
             manifest["accuracy"] = (
-                task_scores(source, backend.load(folder, threads), report)
-                if job.evaluate and source.zoo
-                else []
+                task_scores(source, run, report) if job.evaluate and source.zoo else []
             )
         Plan(manifest["plan"]["levels"]).write(folder / "plan.json")
         write_report(folder, manifest, built.trace, stages.seconds)
         sealed = artifact.seal(folder, manifest)
     return {**sealed, "artifact": str(job.folder), "seconds": stages.seconds}
+
+
+def _check_mask(job: Job, source: Source) -> None:
+    names = [str(tensor.name) for tensor in source.graph.inputs]
+    if job.mask is not None and job.mask not in names:
+        raise UnknownName("input for --mask", job.mask, names)
 
 
 class _Settled(NamedTuple):
@@ -134,6 +132,27 @@ class _Stages:
         yield
         return_freed_memory()
         self.seconds[name] = round(self._clock() - start, 3)
+
+
+def _verified(
+    job: Job,
+    source: Source,
+    pipeline: Pipeline,
+    resizing: Resizing | None,
+    saved: Path,
+    built: "_Built",
+    executable: Executable,
+) -> tuple[dict[str, Any], Sizes | None]:
+    """Compare the artifact with its model.onnx, with the original, and at its other sizes."""
+    against: dict[str, Graph | Path] = {"model.onnx": saved}
+    if all(step.keeps_outputs for step in pipeline.passes):
+        against["the original"] = source.graph
+    allowed = allowed_error(saved, built.feeds, built.rounds)
+    verified = verify_artifact(against, executable, built.feeds, allowed)
+    if resizing is None:
+        return verified, None
+    trial = SizesTrial(resizing, read_onnx(saved), executable, built.feeds, allowed)
+    return verified, trial.outcome(job.mask)
 
 
 def _resizing(job: Job, settled: _Settled, report: Report) -> Resizing | None:

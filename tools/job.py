@@ -46,8 +46,10 @@ class Job:
             raise UnusableInput(f"tune is {self.tune!r}; give one of {', '.join(TUNE)}.")
         for name, sizes in self._sizes().items():
             if not sizes or not all(isinstance(n, int) and n >= 1 for n in sizes):
-                found = self.dims[name]
-                raise UnusableInput(f'dims["{name}"] is {found!r}; give a size, such as 1.')
+                raise UnusableInput(
+                    f'dims["{name}"] is {self.dims[name]!r}; give a size, such as 1, or a '
+                    "list of them."
+                )
             if len(set(sizes)) < len(sizes):
                 raise UnusableInput(f'dims["{name}"] is {self.dims[name]!r}: a size twice.')
         if self.mask is not None and not self.open_dims:
@@ -67,10 +69,10 @@ class Job:
         return {name: sizes for name, sizes in self._sizes().items() if len(sizes) > 1}
 
     def _sizes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            name: (sizes,) if isinstance(sizes, int) else tuple(sizes)
-            for name, sizes in self.dims.items()
-        }
+        found: dict[str, tuple[int, ...]] = {}
+        for name, sizes in self.dims.items():
+            found[name] = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
+        return found
 
     @property
     def folder(self) -> Path:

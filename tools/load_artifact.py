@@ -73,9 +73,10 @@ def inputs_of(model: str) -> list[gs.Variable]:
         stored = artifact.read(Path(model)).get("sizes")
         inputs = read_onnx(Path(model) / artifact.MODEL).inputs
         if stored is not None:
-            axes = Sizes.from_json(stored).inputs
             for tensor in inputs:
-                tensor.shape = list(axes[tensor.name])
+                first, *rest = Sizes.from_json(stored).inputs[tensor.name] or (None,)
+                if first is not None:
+                    tensor.shape = [1 if isinstance(first, str) else first, *rest]
         return inputs
     found = []
     for value in open_onnx(model_file(model)[0], threads=1).get_inputs():

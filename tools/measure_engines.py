@@ -133,11 +133,13 @@ def measure_engines(
 
 
 def _probed(probe: "_Worker | None") -> float:
-    """Return the microseconds of a launch, once the pool of another process has gone quiet."""
+    """Return the microseconds of a launch. No other pool spins then, nor the probe's after."""
     if probe is None:
         return 0.0
     time.sleep(_QUIET_SECONDS)
-    return probe.round(_PROBE_SECONDS).min_ms * 1e3 / LAUNCHES
+    found = probe.round(_PROBE_SECONDS).min_ms * 1e3 / LAUNCHES
+    time.sleep(_QUIET_SECONDS)
+    return found
 
 
 class _Worker:

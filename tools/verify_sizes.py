@@ -1,17 +1,17 @@
 """Verify an artifact at each of its sizes, and find out what its inputs may be padded by."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright import oracle
-from tilewright.errors import UnusableInput
+from tilewright.errors import PassFailed, UnusableInput
 from tilewright.graph import Graph, static_shape
 from tilewright.protocol import Executable, Feeds
-from tilewright.sizes import Axes, Sizes, all_choices, fit
-from tilewright.tools.other_sizes import Resizing, written
+from tilewright.sizes import Sizes, all_choices, fit
+from tilewright.tools.resize_model import Resizing, written
 from tilewright.tools.verify_artifact import verify_artifact
 from tilewright.verify import compare
 
@@ -20,14 +20,14 @@ from tilewright.verify import compare
 class SizesTrial:
     """What is on trial: an artifact's program, and the graph that it was built from.
 
-    `feeds` are inputs of the first size; `allowed` is how far answers may be from its,
-    over the largest one.
+    `feeds` are samples at the first size; `allowed` is how far answers may be from its, over
+    the largest one.
     """
 
     resizing: Resizing
     graph: Graph
     executable: Executable
-    feeds: Feeds
+    feeds: Sequence[Feeds]
     allowed: float
 
     def outcome(self, mask: str | None) -> Sizes:
@@ -43,11 +43,12 @@ class SizesTrial:
                 inputs.setdefault(tensor.name, []).append(_shape(tensor))
         known = Sizes.of(choices, inputs, outputs)
         for choice in choices:
-            self.resizing.context.report(f"verifying at size {written(choice)}")
-            feeds = self._feeds(known, choice)
+            size = written(choice)
+            self.resizing.context.report(f"verifying at size {size}")
+            feeds = known.resized(self.feeds[0], choice)
             model = self.resizing.model(self.graph, choice)
-            name = f"the model at size {written(choice)}"
-            verify_artifact({name: model}, self.executable, [feeds], self.allowed)
+            against = {f"the model at size {size}": model}
+            verify_artifact(against, self.executable, [feeds], self.allowed)
             for name, values in self.executable(feeds).items():
                 outputs.setdefault(name, []).append(values.shape)
         sizes = Sizes.of(choices, inputs, outputs)
@@ -56,68 +57,68 @@ class SizesTrial:
         return sizes if mask is None else self._masked(sizes, mask)
 
     def _may_pad(self, sizes: Sizes, name: str) -> bool:
-        """Say whether padding along a dimension changes no answer, at sizes in between."""
-        compiled = set(self.resizing.dims[name])
-        between = [n for n in range(1, max(compiled)) if n not in compiled]
+        """Say whether padding along a dimension changes no answer, at sizes in between.
+
+        Below each compiled size that is the one with the most padding, and the one with least.
+        """
+        compiled = sorted(self.resizing.dims[name])
+        pairs = pairwise([0, *compiled])
+        between = {n for low, high in pairs if high - low > 1 for n in (low + 1, high - 1)}
         if not between or any("" in axes for axes in sizes.outputs.values()):
             return False
         padding = replace(sizes, padded=(name,))
-        for size in {between[0], between[-1]}:  # with the most padding, and the least
-            choice = {**sizes.choices[0], name: size}
-            feeds = self._feeds(sizes, choice)
-            try:
-                expected = oracle.run(self.resizing.model(self.graph, choice), feeds)
-            except UnusableInput:
-                return False  # it is another network there
-            if not compare(expected, padding.run(self.executable, feeds)).within(self.allowed):
-                return False
-        return True
+        return all(
+            self._agree(padding, {**sizes.choices[0], name: size}) for size in sorted(between)
+        )
+
+    def _agree(self, padding: Sizes, choice: Mapping[str, int]) -> bool:
+        """Say whether all samples have the model's answers at sizes that are padded."""
+        try:
+            session = oracle.session(self.resizing.model(self.graph, choice))
+            samples = [padding.resized(sample, choice) for sample in self.feeds]
+            seen = [
+                compare(oracle.outputs_of(session, feeds), padding.run(self.executable, feeds))
+                for feeds in samples
+            ]
+        except (UnusableInput, PassFailed):
+            return False  # it is another network there, or has outputs of other shapes
+        return all(agreement.within(self.allowed) for agreement in seen)
 
     def _masked(self, sizes: Sizes, mask: str) -> Sizes:
         """Return the sizes with the mask, which must leave out what changes no answer."""
         dimension = (sizes.inputs.get(mask) or (0,))[-1]
-        if dimension not in sizes.padded:
+        if not isinstance(dimension, str) or dimension not in sizes.padded:
             there = [n for n, axes in sizes.inputs.items() if axes and axes[-1] in sizes.padded]
             raise UnusableInput(
                 f"--mask {mask}: it must be an input whose last dimension has several sizes "
-                f"and may be padded; such inputs are {there}."
+                "and may be padded without changing an answer; "
+                f"such inputs are {', '.join(there) or 'none'}."
             )
-        given = self.feeds[mask]
-        kept = max(1, given.shape[-1] // 2)
-        shorter = np.where(np.arange(given.shape[-1]) < kept, given, 0).astype(given.dtype)
-        feeds = {**self.feeds, mask: shorter}
+        kept, largest = min(self.resizing.dims[dimension]), max(self.resizing.dims[dimension])
+        choice = {**sizes.choices[0], dimension: largest}
+        session = oracle.session(self.resizing.model(self.graph, choice))
         masked = replace(sizes, mask=mask)
-        # What stands where nothing counts is nobody's concern.
-        cut = {**sizes.choices[0], str(dimension): kept}
-        expected, found = (
-            {name: fit(values, sizes.outputs[name], cut) for name, values in answers.items()}
-            for answers in (
-                oracle.outputs_of(oracle.session(self.graph), feeds),
-                masked.run(self.executable, feeds),
+        for sample in self.feeds:
+            feeds = masked.whole(sizes.resized(sample, choice))
+            feeds[mask][..., kept:] = 0  # this runs at the smallest size
+            answers = oracle.outputs_of(session, feeds), masked.run(self.executable, feeds)
+            # What stands where nothing counts is nobody's concern.
+            cut = {**choice, dimension: kept}
+            expected, found = (
+                {name: fit(values, sizes.outputs[name], cut) for name, values in some.items()}
+                for some in answers
             )
-        )
-        seen = compare(expected, found)
-        if not seen.within(self.allowed):
-            raise UnusableInput(
-                f"--mask {mask}: what it leaves out changes the answers: output "
-                f'"{seen.worst}" differs by {seen.max_rel_error:.1e} of its largest value. '
-                "Leave the option out."
-            )
+            seen = compare(expected, found)
+            if not seen.within(self.allowed):
+                raise UnusableInput(
+                    f"--mask {mask}: what it leaves out changes the answers: output "
+                    f'"{seen.worst}" differs by {seen.max_rel_error:.1e} of its largest '
+                    "value. Leave the option out."
+                )
         return masked
-
-    def _feeds(self, sizes: Sizes, choice: Mapping[str, int]) -> dict[str, np.ndarray]:
-        return {n: _repeated(self.feeds[n], axes, choice) for n, axes in sizes.inputs.items()}
 
 
 def _shape(tensor: gs.Tensor) -> tuple[int, ...]:
     shape = static_shape(tensor)
     assert shape is not None, f"input {tensor.name} has no static shape"
     return shape
-
-
-def _repeated(values: np.ndarray, axes: Axes, choice: Mapping[str, int]) -> np.ndarray:
-    """Return an input at other sizes: cut, or repeated."""
-    for axis, name in enumerate(axes):
-        if isinstance(name, str) and name in choice:
-            values = values.take(np.arange(choice[name]) % values.shape[axis], axis=axis)
-    return values

@@ -255,8 +255,10 @@ class Share:
                         left.store(0, tirx.const(0, "int32"))
 
     def _part(self, index: Expr, count: Expr) -> tuple[Expr, Expr]:
-        low = self.pen.register(index * count // self.shares)
-        return low, self.pen.register((index + 1) * count // self.shares)
+        # Divided first: index * count may not fit 32 bits.
+        each, more = count // self.shares, count % self.shares
+        low = self.pen.register(index * each + tirx.min(index, more))
+        return low, self.pen.register(low + each + tirx.Select(index < more, 1, 0))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import onnx_graphsurgeon as gs
 from tilewright.target import LaneOrder
 from tilewright.targets.kernels.pen import Isa, vector_starts
 from tilewright.targets.kernels.tile import PARALLEL_MACS, vectors_beside
-from tilewright.targets.lower.choices import Site
 from tilewright.targets.lower.lowering import Lowering
 from tilewright.targets.lower.problem import Problem
 from tilewright.targets.lower.regions import Region
+from tilewright.targets.lower.sites import Site
 from tilewright.targets.lower.tiles import dense_steps, sparse_steps
 from tilewright.targets.lower.window import collapse
 
@@ -26,13 +26,17 @@ _WORTH = 0.85  # of the columns that tiles may keep where lanes are channels
 
 @dataclass(frozen=True)
 class Choice:
-    """How a layer runs, and why. Threads share its tiles, or its positions."""
+    """How a layer runs, and why. Threads share its tiles, or its positions.
+
+    `work` is estimated, relative to a dense kernel's.
+    """
 
     lanes: str
     dense: bool
     rows: int
     share_positions: bool
     reason: str
+    work: float = 1.0
 
     @property
     def tile(self) -> str:
@@ -67,14 +71,18 @@ def choose(
         idle = _wasteful(lowering.isa, extent) and matrix.shape[0] >= lowering.isa.lanes
         if ways[0].dense and idle and lanes is None:
             reason = f"{ways[0].reason}; {extent} positions would leave lanes idle"
-            shares = _share_positions(matrix, positions)
+            shares = _positions_shared(matrix, positions)
             ways = [Choice("channels", True, _DENSE_CHANNELS, shares, reason)]
     else:
         ways = list(_along_channels(lowering, problem, positions, order))
+    if lanes is not None:
+        return ways[0]  # its node has kernels beside this one, which times would not tell apart
+    window = [*node.attrs.get("kernel_shape", ()), *node.attrs.get("strides", ())]
     described = (
         f"{'+'.join(n.op for n in region.nodes)} {matrix.dtype} {matrix.shape[0]} x "
-        f"{matrix.shape[1]} at {' x '.join(map(str, problem.source.shape))}, "
-        f"{zeros:.2f} zeros, lanes = {ways[0].lanes}"
+        f"{matrix.shape[1]} at {' x '.join(map(str, problem.source.shape))}, window {window}, "
+        f"{zeros:.2f} zeros, {min(way.work for way in ways):.2f} of the work left, "
+        f"lanes = {ways[0].lanes}"
     )
     picked = lowering.pick(Site("layer", described, (node.name,)), [way.label for way in ways])
     way = ways[picked.number]
@@ -86,12 +94,12 @@ def _along_positions(lowering: Lowering, problem: Problem, positions: int) -> li
     matrix = problem.matrix
     zeros = 1 - np.count_nonzero(matrix) / matrix.size
     sparse, dense = sparse_steps(matrix, POSITION_ROWS), dense_steps(matrix, POSITION_ROWS)
-    shares = _share_positions(matrix, positions)
+    shares = _positions_shared(matrix, positions)
     least = float(lowering.target.settings.get("min_sparse_share", 0.0))
     gain = f"{zeros:.0%} zeros"
     if zeros >= least and sparse:
         gain += f", an estimated {dense / sparse:.1f}x fewer steps"
-    skipping = Choice("positions", False, POSITION_ROWS, shares, gain)
+    skipping = Choice("positions", False, POSITION_ROWS, shares, gain, sparse / dense)
     heights = _dense_heights(lowering.isa, positions, matrix, shares)
     none = f"{zeros:.0%} zeros" + (" in no common tiles" if zeros >= least else "")
     computing = [Choice("positions", True, rows, shares, none) for rows in heights]
@@ -121,9 +129,9 @@ def _along_channels(
         for r in range(0, matrix.shape[0], rows)
     )
     least = float(lowering.target.settings.get("min_sparse_share", 0.0))
-    shares = _share_positions(matrix, positions)
+    shares = _positions_shared(matrix, positions)
     dense = Choice("channels", True, _DENSE_CHANNELS, shares, reason)
-    sparse = Choice("channels", False, rows, shares, reason)
+    sparse = Choice("channels", False, rows, shares, reason, kept / matrix.size)
     if zeros >= least and kept < _WORTH * matrix.size:
         yield sparse
         yield dense
@@ -134,7 +142,7 @@ def _along_channels(
             yield sparse
 
 
-def _share_positions(matrix: np.ndarray, positions: int) -> bool:
+def _positions_shared(matrix: np.ndarray, positions: int) -> bool:
     """Threads share positions where there is more to read of them than of weights."""
     return positions >= _SHARED and matrix.shape[1] * positions > int(np.count_nonzero(matrix))
 

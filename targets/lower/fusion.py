@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from tilewright.targets.kernels.blocks import Strides
-from tilewright.targets.kernels.tile import ROWS, TileKernel
+from tilewright.targets.kernels.tile import ROWS, VALUES, TileKernel
 from tilewright.targets.kernels.tile_windows import TilePlaneKernel
 from tilewright.targets.kernels.windows import SOURCE, PlaneKernel
-from tilewright.targets.lower.choices import Pick, Site
 from tilewright.targets.lower.program import Call, Program
+from tilewright.targets.lower.sites import Pick, Site
 from tilewright.targets.lower.window import Buffer
 
 
@@ -28,7 +28,7 @@ def fuse_planes(program: Program, pick: Pick) -> None:
             if layer is not None and readers[source] == 1:
                 channels = program.constants[layer.refs[ROWS].buffer].size
                 joined = _joined(layer, step, channels)
-                if joined is not None and _pays(joined, pick):
+                if joined is not None and _pays(joined, program, pick):
                     gone.add(id(layer))
                     step = joined
         steps.append(step)
@@ -71,14 +71,16 @@ def _joined(layer: Call, planes: Call, channels: int) -> Call | None:
     )
 
 
-def _pays(joined: Call, pick: Pick) -> bool:
+def _pays(joined: Call, program: Program, pick: Pick) -> bool:
     """Say whether one kernel is faster than two."""
     kernel = joined.kernel
     assert isinstance(kernel, TilePlaneKernel)
     plane = kernel.plane
+    weights = program.constants[joined.refs[VALUES].buffer].size
     described = (
-        f"{plane.name} {plane.shape.kernel}, strides {plane.shape.stride} behind "
-        f"{plane.channels} planes of {plane.shape.height} x {plane.shape.width}"
+        f"{plane.name} {plane.shape.kernel}, strides {plane.shape.stride} on {plane.images} x "
+        f"{plane.channels} planes of {plane.shape.height} x {plane.shape.width} behind tiles "
+        f"of {kernel.layer.heights} with {weights} weights"
     )
     picked = pick(Site("window", described, joined.nodes), ("fused", "apart"))
     return picked.number == 0

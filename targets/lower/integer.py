@@ -8,7 +8,6 @@ from tilewright.graph import static_shape
 from tilewright.protocol import LayerDecision
 from tilewright.targets.kernels.integer import INTERLEAVED, IntegerKernel
 from tilewright.targets.kernels.tile import PARALLEL_MACS
-from tilewright.targets.lower.choices import Site
 from tilewright.targets.lower.integer_tiles import PackedIntegers, pack_integers
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.problem import (
@@ -22,6 +21,7 @@ from tilewright.targets.lower.problem import (
 from tilewright.targets.lower.program import Ref
 from tilewright.targets.lower.quantized import IntegerLayer
 from tilewright.targets.lower.regions import Region
+from tilewright.targets.lower.sites import Site
 from tilewright.targets.lower.tiles import dense_steps, sparse_steps
 
 _ROWS = 32  # output channels of a tile: as many as pay for packing its activations

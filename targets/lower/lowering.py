@@ -13,7 +13,6 @@ from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source
 from tilewright.targets.kernels.map import MapKernel
 from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.lower.chains import DTYPES, ChainBuilder, is_elementwise, with_bare_axes
-from tilewright.targets.lower.choices import Pick, estimated
 from tilewright.targets.lower.fusion import fuse_planes
 from tilewright.targets.lower.program import Island, Program
 from tilewright.targets.lower.quantized import (
@@ -23,6 +22,7 @@ from tilewright.targets.lower.quantized import (
     integer_layer,
 )
 from tilewright.targets.lower.regions import Region, find_regions, inputs_of
+from tilewright.targets.lower.sites import Pick, estimated
 from tilewright.targets.lower.views import VIEWS, view
 from tilewright.targets.lower.window import Window, collapse
 

@@ -83,7 +83,7 @@ def relax_module(pieces: Sequence[Piece], names: Sequence[str]) -> tvm.IRModule:
     return module
 
 
-@functools.cache
+@functools.lru_cache(maxsize=512)
 def _kernel_object(kernel: Kernel, isa: Isa) -> bytes:
     """Return the object file of one kernel: another model, or another try, may need it too."""
     name = _function_name(kernel)

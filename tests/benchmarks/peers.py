@@ -20,13 +20,8 @@ from itertools import product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from tilewright.calibration import has_batch_of_one
 from tilewright.frontends import zoo
-from tilewright.random_feeds import random_feeds
 from tilewright.tools.console import Console
-from tilewright.tools.load_artifact import inputs_of
 from tilewright.tools.read_model import read_model
 
 TILEWRIGHT = "from tilewright.tools.cli import main; main()"
@@ -65,29 +60,23 @@ def contest(asked: Asked, given: argparse.Namespace) -> dict[str, Any]:
     if asked.size != DEFAULT_SIZE:
         dimension, _, size = asked.size.partition("=")
         dims = {dimension: int(size)}
-        # Calibration data has the default size, so that one comes first.
+        # Calibration data has the usual size, so that one comes first.
         usual = zoo.MODELS[asked.model].dims[dimension]
-        several = ["--dim", f"{dimension}={usual},{size}"]
+        sizes = dict.fromkeys([usual, int(size)])
+        several = ["--dim", f"{dimension}={','.join(map(str, sizes))}"]
     with tempfile.TemporaryDirectory() as folder:
         artifact = str(Path(folder) / "model.tw")
         command = ["compile", name, "--target", "cpu", "--no-eval", "-o", artifact, *several]
         command += ["--sparsity", asked.sparsity, "--precision", asked.precision]
         manifest = run(*command, "--tune", given.tune, *threads)
         against = ["--against", given.against, "--rounds", str(given.rounds), *threads]
-        original = read_model(name, dims).graph
         if not given.own:
-            original.save(Path(folder) / "original.onnx")
-            against += ["--model", str(Path(folder) / "original.onnx")]
-        feeds = next(random_feeds(original, 1))
-        # One sample: along the axis of a batch of one, or along a new one.
-        samples = {
-            tensor.name: feeds[tensor.name]
-            if has_batch_of_one(tensor)
-            else feeds[tensor.name][None]
-            for tensor in inputs_of(artifact)
-        }
-        np.savez(Path(folder) / "feeds.npz", **samples)  # type: ignore[arg-type]
-        found = run("bench", artifact, *against, "--data", str(Path(folder) / "feeds.npz"))
+            original = Path(folder) / "original.onnx"
+            read_model(name, dims).graph.save(original)
+            against += ["--model", str(original)]
+        if manifest["sizes"] is not None:
+            against += ["--dim", asked.size]
+        found = run("bench", artifact, *against)
     return {
         **asked._asdict(),
         "own": given.own,
@@ -127,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", default="0", help="0, quick or full")
     parser.add_argument("--output", type=Path, help="write all figures to this .json file")
     given = parser.parse_args(arguments)
+    if given.own and given.sizes != DEFAULT_SIZE:
+        parser.error("--own: the artifact's model.onnx has the default size only")
     lists = (given.models, given.sizes, given.precision, given.sparsity)
     results = []
     for asked in starmap(Asked, product(*(text.split(",") for text in lists))):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tvm import tirx
 
 from tests.targets.builds import vector_unit
-from tilewright.targets.kernels.pen import Pen, Share, launch_memory, write_prim_func
+from tilewright.targets.kernels.pen import Pen, launch_memory, write_prim_func
 from tilewright.targets.lower.module import (
     KERNEL_PIPELINE,
     llvm_target,
@@ -88,22 +88,21 @@ def test_a_kernel_for_few_threads_leaves_nothing_behind_for_the_next() -> None:
             cells := tvm.runtime.tensor(np.array([30] + [0] * 90, np.int32)), launch, 0
         )
         assert (cells.numpy()[1:] == 1).all()
-        parts_kernel(2)(
-            owned := tvm.runtime.tensor(np.array([9] + [0] * 9, np.int32)), launch, 0
-        )
-        assert owned.numpy()[1:].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 2]
+        owned = tvm.runtime.tensor(np.array([9] + [0] * 9, np.int32))
+        parts_kernel(2)(owned, launch, 0)
+        assert owned.numpy()[1:].tolist() == [1] * 5 + [2] * 4
 
 
-def test_shares_of_a_count_leave_nothing_out() -> None:
-    found = [Share(_Plain(), index, 4).of(10) for index in range(4)]
-    assert found == [(0, 2), (2, 5), (5, 7), (7, 10)]
-
-
-class _Plain(Pen):
-    """A pen to Python numbers, which need no name."""
-
-    def __init__(self) -> None:
-        pass
-
-    def register(self, value: int) -> int:
-        return value
+@settings(deadline=None, max_examples=20)
+@given(threads=st.integers(1, 5), count=st.integers(0, 30))
+def test_parts_are_next_to_each_other_and_as_equal_as_they_can_be(
+    threads: int, count: int
+) -> None:
+    launch = tvm.runtime.tensor(launch_memory(threads))
+    cells = tvm.runtime.tensor(np.array([count] + [0] * count, np.int32))
+    parts_kernel(64)(cells, launch, 0)
+    owners = cells.numpy()[1:]
+    assert (np.diff(owners) >= 0).all()
+    sizes = [int((owners == thread + 1).sum()) for thread in range(threads)]
+    assert sum(sizes) == count
+    assert max(sizes) - min(sizes) <= 1

@@ -1,5 +1,6 @@
 """Tuning: of several ways to run a layer, the one that is known to be fastest is taken."""
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_every_site_of_the_model_is_kept_with_all_its_ways(
 ) -> None:
     tuned_build(graph, tmp_path / "a", tuning)
     problems = [problem for problem, _ in rows(tuning)]
-    assert any(p.startswith("Conv+Relu float32 32 x 24 at 1 x 24 x 24, 0.50") for p in problems)
+    assert any(p.startswith("Conv+Relu float32 32 x 24 at 1 x 24 x 24") for p in problems)
     assert any(p.startswith("depthwise (3, 3)") for p in problems)
     assert any(p.startswith("Gemm float32 16 x 32 at 1,") for p in problems)
 
@@ -126,3 +127,34 @@ def test_kernels_that_this_cpu_cannot_run_are_not_timed(
     monkeypatch.setattr("tilewright.targets.cpu.cpu_flags", lambda: {"avx2"})
     with pytest.raises(UnusableInput, match="--tune 0"):
         CpuBackend().build([graph], cpu("avx512"), tmp_path, lambda _: None, tuning)
+
+
+def test_layers_of_one_shape_with_other_ways_are_other_questions(
+    tuning: Tuning, tmp_path: Path
+) -> None:
+    # A few zeros make skipping them a way, if not a good one.
+    few, none = normal(24, 16, 1, 1), normal(24, 16, 1, 1)
+    few[0, :3] = 0
+    graph = graph_of(
+        "g (float[1,16,20,20] x) => (float[1,24,20,20] y)"
+        " { a = Conv(x, u) b = Conv(x, v) y = Add(a, b) }",
+        u=few,
+        v=none,
+    )
+    build, _ = tuned_build(graph, tmp_path / "a", tuning)
+    assert len({ways for _, ways in rows(tuning)}) == 2
+    assert len(build.layers) == 2
+
+
+def test_times_of_fewer_ways_than_asked_for_are_taken_again(
+    graph: Graph, tuning: Tuning, tmp_path: Path
+) -> None:
+    tuned_build(graph, tmp_path / "a", tuning)
+    with sqlite3.connect(tuning.timings.path) as database:
+        database.execute("UPDATE timings SET microseconds = '[1.0]'")
+    _, told = tuned_build(graph, tmp_path / "b", tuning)
+    assert any(text.startswith("tuning") for text in told)
+    with sqlite3.connect(tuning.timings.path) as database:
+        found = database.execute("SELECT ways, microseconds FROM timings").fetchall()
+    for ways, times in found:
+        assert len(json.loads(times)) == min(4, len(json.loads(ways)))

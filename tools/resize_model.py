@@ -7,7 +7,8 @@ original at both sizes, and replaced.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import cached_property
+from itertools import dropwhile
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -32,29 +33,39 @@ class Resizing:
     context: Context
     dims: Mapping[str, Sequence[int]]
 
+    def __post_init__(self) -> None:
+        """Raise UnusableInput for a pipeline that folds what it has changed before."""
+        lossy = list(dropwhile(lambda step: step.keeps_outputs, self.pipeline.passes))
+        if late := [step.name for step in lossy if step.keeps_outputs]:
+            raise UnusableInput(
+                f"Pipeline: {late[0]} stands behind {lossy[0].name}, which changes answers; "
+                "with several sizes of a dimension it may fold what only one of them has. Put "
+                f"{late[0]} first."
+            )
+
     def others(self, graph: Graph) -> Iterator[Graph]:
         """Yield the graph that passes made, at all sizes but the first."""
-        first, *rest = all_choices(self.dims)
-        here = self._folded(self.read(first))
-        for choice in rest:
+        for choice in all_choices(self.dims)[1:]:
             self.context.report(f"at size {written(choice)}")
-            yield self._moved(graph, here, choice)
+            yield self._moved(graph, choice)
 
     def model(self, graph: Graph, choice: Mapping[str, int]) -> Graph:
         """Return what judges answers at some sizes: the original, if nothing was lost."""
         if all(step.keeps_outputs for step in self.pipeline.passes):
             return self.read(choice)
-        first = self._folded(self.read(all_choices(self.dims)[0]))
-        return self._moved(graph, first, choice)
+        return self._moved(graph, choice)
 
-    def _moved(self, graph: Graph, here: Graph, choice: Mapping[str, int]) -> Graph:
-        return at_other_size(graph, here, self._folded(self.read(choice)), written(choice))
+    def _moved(self, graph: Graph, choice: Mapping[str, int]) -> Graph:
+        return at_other_size(graph, self._first, self._folded(choice), written(choice))
 
-    def _folded(self, original: Graph) -> Graph:
+    @cached_property
+    def _first(self) -> Graph:
+        return self._folded(all_choices(self.dims)[0])
+
+    def _folded(self, choice: Mapping[str, int]) -> Graph:
         """Run the passes before the first one that changes answers."""
-        faithful = list(takewhile(lambda step: step.keeps_outputs, self.pipeline.passes))
-        pipeline = self.pipeline.only(lambda step: any(step is other for other in faithful))
-        return pipeline.run(original, self.context, reproductions=None).graph
+        faithful = self.pipeline.only(lambda step: step.keeps_outputs)
+        return faithful.run(self.read(choice), self.context, reproductions=None).graph
 
 
 def written(choice: Mapping[str, int]) -> str:
@@ -74,8 +85,6 @@ def at_other_size(graph: Graph, here: Graph, there: Graph, sizes: str) -> Graph:
     tensors = moved.gs.tensors()
     for name, values in _changed(old, new).items():
         tensor = tensors.get(name)
-        if tensor is None:
-            continue  # a pass has no more use for it
         if not isinstance(tensor, gs.Constant) or not _same(tensor.values, old[name]):
             raise UnusableInput(
                 f'--dim {sizes}: the constant "{name}" hangs on the size, and a pass changed '

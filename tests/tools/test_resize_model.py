@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import tilewright
 from tests.small_models import normal, small_model
@@ -17,7 +17,7 @@ from tilewright.frontends.onnx_file import read_onnx
 from tilewright.graph import Graph
 from tilewright.tools import compile_model
 from tilewright.tools.cli import app
-from tilewright.tools.other_sizes import at_other_size
+from tilewright.tools.resize_model import at_other_size
 
 # Reads its own shape, as exporters of transformers do; the mean goes over what the mask keeps.
 ENCODER = """g (float[batch,length,8] x, float[batch,length] mask) => (float[batch,16] y)
@@ -83,6 +83,10 @@ def test_with_a_mask_the_end_is_not_computed_and_the_answers_are_the_same(
     assert artifact.read(folder)["sizes"]["mask"] == "mask"
     agrees(encoder, folder, feeds_of(1, 12, 3))
     agrees(encoder, folder, feeds_of(1, 12))
+    # What the mask leaves out may be anything, for nobody reads it.
+    feeds = feeds_of(1, 12, 3)
+    feeds["x"][:, 4:] = np.nan
+    assert np.isfinite(tilewright.load(folder, threads=1)(feeds)["y"]).all()
 
 
 def test_weights_that_sizes_have_in_common_are_kept_once(encoder: Path) -> None:
@@ -118,13 +122,32 @@ def test_where_padding_changes_answers_sizes_must_be_met(tmp_path: Path) -> None
     folder = compiled(tmp_path / "top.onnx", {"length": (8, 12)})
     assert artifact.read(folder)["sizes"]["padded"] == []
     agrees(tmp_path / "top.onnx", folder, {"x": normal(1, 12)})
-    with pytest.raises(UnusableInput, match="padding changes the answers"):
+    with pytest.raises(UnusableInput, match="must be met exactly"):
         tilewright.load(folder, threads=1)({"x": normal(1, 9)})
+
+
+def test_an_input_that_leaves_out_what_counts_is_no_mask(tmp_path: Path) -> None:
+    model = small_model(
+        """g (float[1,length] x, float[1,length] kind) => (float[1,1] y)
+            <int64[1] axis = {1}> { s = Add(x, kind)  r = Relu(s)  y = ReduceSum(r, axis) }"""
+    )
+    onnx.save(model, tmp_path / "sum.onnx")
+    with pytest.raises(UnusableInput, match="what it leaves out changes the answers"):
+        compiled(tmp_path / "sum.onnx", {"length": (8, 4)}, mask="kind")
+
+
+def test_folding_behind_what_changes_answers_is_refused(encoder: Path) -> None:
+    with pytest.raises(UnusableInput, match="fold-constants stands behind prune-weights"):
+        compiled(
+            encoder,
+            {"batch": 1, "length": (12, 40)},
+            pipeline="prune-weights{sparsity=0.5},fold-constants",
+        )
 
 
 @pytest.mark.parametrize(
     ("mask", "part"),
-    [("x", "--mask x: it must be an input whose last"), ("mask2", "--mask mask2: it must be")],
+    [("x", "--mask x: it must be an input whose last"), ("mast", 'Did you mean "mask"')],
 )
 def test_what_is_no_mask_is_refused(encoder: Path, mask: str, part: str) -> None:
     with pytest.raises(UnusableInput, match=part):
@@ -138,6 +161,8 @@ def test_what_is_no_mask_is_refused(encoder: Path, mask: str, part: str) -> None
         ({"batch": 1, "length": ()}, "give a size"),
         ({"batch": 1, "length": (4, 0)}, "give a size"),
         ({"batch": 1, "length": (4, 4)}, "a size twice"),
+        ({"batch": 1, "length": 1.5}, "give a size"),
+        ({"batch": 1, "length": None}, "give a size"),
     ],
 )
 def test_sizes_that_are_none_are_refused(
@@ -166,8 +191,34 @@ def test_a_model_that_is_another_network_at_another_size_is_refused() -> None:
 def test_run_and_bench_take_what_the_artifact_takes(encoder: Path, tmp_path: Path) -> None:
     folder = compiled(encoder, {"batch": 1, "length": (12, 5)})
     np.savez(tmp_path / "short.npz", x=normal(3, 4, 8), mask=np.ones((3, 4), np.float32))
-    done = CliRunner().invoke(
-        app, ["run", str(folder), "--data", str(tmp_path / "short.npz"), "--json"]
-    )
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["outputs"]["y"]["shape"] == [3, 16]
+    data = ["--data", str(tmp_path / "short.npz"), "--json"]
+    assert json.loads(called("run", folder, *data).stdout)["outputs"]["y"]["shape"] == [3, 16]
+    quick = ["--rounds", "1", "--threads", "1", "--json"]
+    found = json.loads(called("bench", folder, *quick).stdout)
+    assert found["rows"][0]["engine"] == "tilewright"
+    original = ["--model", str(encoder), "--dim", "length=5"]
+    found = json.loads(called("bench", folder, *original, *quick).stdout)
+    assert found["ratio"]["onnxruntime"] > 0
+    for options, part in (
+        (["--dim", "length=5"], "with --model"),
+        (["--dim", "width=5"], 'no open dimension in the artifact "width"'),
+        (["--data", str(tmp_path / "short.npz"), "--dim", "length=4"], "leave it out with"),
+    ):
+        ended = called("bench", folder, *options, *quick)
+        assert ended.exit_code == 2
+        assert part in ended.stderr
+
+
+def test_an_artifact_of_several_batches_runs_samples_one_by_one(
+    encoder: Path, tmp_path: Path
+) -> None:
+    folder = compiled(encoder, {"batch": (1, 4), "length": 12})
+    np.savez(tmp_path / "two.npz", x=normal(2, 12, 8), mask=np.ones((2, 12), np.float32))
+    ended = called("run", folder, "--data", str(tmp_path / "two.npz"), "--json")
+    assert json.loads(ended.stdout)["outputs"]["y"]["shape"] == [2, 16]
+    with pytest.raises(UnusableInput, match="takes arrays by input name"):
+        tilewright.load(folder, threads=1)()  # type: ignore[call-arg]
+
+
+def called(command: str, folder: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, [command, str(folder), *options])

@@ -9,8 +9,9 @@ from typing import NamedTuple
 class Site:
     """Where one of several ways has to be taken.
 
-    `kind` says what they are ways of. `problem` describes all that their times hang on: sites
-    of one problem take one way. `nodes` are those whose kernels the way may change.
+    `kind` says what they are ways of. `problem` describes what their times hang on: sites of
+    one problem with the same ways take the same one. `nodes` are those whose kernels the way
+    may change.
     """
 
     kind: str
