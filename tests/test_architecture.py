@@ -127,6 +127,19 @@ def test_every_command_of_the_readme_is_known() -> None:
     assert "compile" in found
 
 
+def test_every_benchmark_of_the_readme_has_the_options_that_it_shows() -> None:
+    found = 0
+    for block in readme_blocks("bash"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["python"] and words[1].startswith("tests/benchmarks/"):
+                text = (ROOT / words[1]).read_text(encoding="utf-8")
+                options = {word for word in words[2:] if word.startswith("--")}
+                assert options <= set(re.findall(r'add_argument\("(--[a-z]+)"', text)), line
+                found += 1
+    assert found
+
+
 def test_the_test_command_is_the_one_that_ci_runs() -> None:
     assert "pytest" in readme_blocks("bash")[1]
     assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -21,9 +21,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
 from tilewright.targets.kernels.blocks import Nest, Strides, cut
-from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Expr, Local, Pen
 from tilewright.targets.kernels.tail import Tail
+from tilewright.targets.kernels.vector_math import number
 
 SOURCE, VALUES, OFFSETS, TILES, ROWS, STARTS, ORDER = range(7)
 # A row of the tile table: where its values, offsets and rows start, its words, its row blocks.

@@ -13,9 +13,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
 from tilewright.targets.kernels.blocks import Strides, cut
-from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen
 from tilewright.targets.kernels.tail import Tail
+from tilewright.targets.kernels.vector_math import number
 
 _SOURCE, _WEIGHTS = range(2)
 _ARGUMENTS = ("float32", "weights")

@@ -172,7 +172,7 @@ define linkonce_odr i32 @tilewright_take(ptr %counter) alwaysinline {
 }
 """
 _LINE = 16  # int32 of a cache line
-_PIECES = 8  # of a thread's part of the work
+_PIECES, _COARSE_PIECES = 8, 2  # of a thread's part of the work
 
 
 def launch_memory(threads: int) -> np.ndarray:
@@ -225,11 +225,14 @@ class Share:
         return self._part(self.index, count)
 
     @contextmanager
-    def pieces(self, count: Expr, most: int | None = None) -> Iterator[tuple[Expr, Expr]]:
+    def pieces(
+        self, count: Expr, most: int | None = None, coarse: bool = False
+    ) -> Iterator[tuple[Expr, Expr]]:
         """Loop over `count` in pieces: those of its own part first, then what others left.
 
         Cores are not equally fast: some are small, some share theirs with a neighbour. Gives
-        the first of a piece and the one behind; there are up to `most` in it.
+        the first of a piece and the one behind; there are up to `most` in it. Pieces are
+        `coarse` where beginning one costs much.
         """
         pen = self.pen
         if self.counters is None:
@@ -239,7 +242,8 @@ class Share:
                 yield pen.opaque(i * each), pen.opaque(tirx.min((i + 1) * each, count))
             return
         take = self.counters.new()
-        size = tirx.max(count // (self.shares * _PIECES), 1)
+        pieces = _COARSE_PIECES if coarse else _PIECES
+        size = tirx.max(count // (self.shares * pieces), 1)
         size = pen.register(size if most is None else tirx.min(size, most))
         with pen.serial(self.shares) as further:
             owner = pen.register((self.index + further) % self.shares)

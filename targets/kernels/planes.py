@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
 from tilewright.targets.kernels.blocks import Strides
-from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Expr, Pen
+from tilewright.targets.kernels.vector_math import number
 
 _SHUFFLED = 4  # columns apart up to which whole vectors are loaded, and sorted
 _PARALLEL_ELEMENTS = 10_000  # to copy

@@ -6,9 +6,10 @@ from typing import ClassVar
 
 from tvm import tirx
 
-from tilewright.targets.kernels.elementwise import Chain, Math, number, run_chain
+from tilewright.targets.kernels.elementwise import Chain, run_chain
 from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen, Share
 from tilewright.targets.kernels.rows import RowShape, Sweep, each_row, pieces_of
+from tilewright.targets.kernels.vector_math import Math, number
 
 _LARGEST = math.inf
 _LEAST = -3.4028234663852886e38  # of the finite float32

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from tilewright.targets.kernels.elementwise import Math, number
 from tilewright.targets.kernels.map import indices_of
 from tilewright.targets.kernels.pen import Expr, Isa, Pen
+from tilewright.targets.kernels.vector_math import Math, number
 
 _PARALLEL_ELEMENTS = 20_000
 

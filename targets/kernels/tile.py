@@ -18,9 +18,9 @@ from functools import partial
 from tvm import tirx
 
 from tilewright.targets.kernels.blocks import Nest, Strides, cut
-from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Expr, Isa, Pen, Share
 from tilewright.targets.kernels.tail import Tail
+from tilewright.targets.kernels.vector_math import number
 
 # Arguments that every tile kernel takes first; the tail's follow.
 SOURCE, VALUES, OFFSETS, TILES, ROWS, GROUPS = range(6)
@@ -49,8 +49,9 @@ class TileKernel:
     whatever their zeros. There are `images` x `height` x `width` positions. `source` walks the
     activations (its `n` is unused: offsets come from the list). `weights` may be "int8" where
     lanes are channels: words of four, which become floats in registers; their scales belong to
-    the tail. `together` tiles stay in a cache while all positions stream past. Where the
-    activations of a block are `far`, beyond the first-level cache, they are fetched ahead.
+    the tail. `together` tiles stay in a cache while all positions stream past, from beyond
+    the second-level cache where they are `streamed`. Where the activations of a block are
+    `far`, beyond the first-level cache, they are fetched ahead.
     """
 
     lanes: str
@@ -65,6 +66,7 @@ class TileKernel:
     together: int
     weights: str = "float32"
     far: bool = False
+    streamed: bool = False
 
     @property
     def name(self) -> str:
@@ -124,7 +126,7 @@ class TileKernel:
         first: Expr,
         count: Expr,
     ) -> None:
-        with share.pieces(count, self.together) as (low, high):
+        with share.pieces(count, self.together, coarse=self.streamed) as (low, high):
             for nest, block in blocks:
                 with (
                     pen.serial(self.images) as b,

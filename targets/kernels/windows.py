@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 
 from tilewright.targets.kernels.blocks import Strides, cut
-from tilewright.targets.kernels.elementwise import Math, number
 from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen
 from tilewright.targets.kernels.planes import PlaneShape, fill, fill_row
 from tilewright.targets.kernels.tail import Tail
+from tilewright.targets.kernels.vector_math import Math, number
 
 _PARALLEL_TAPS = 100_000  # below, the launch of the pool costs more than it saves
 _SLICE = 2048  # positions of a plane from which on a slice of its rows is cut in two
@@ -201,19 +201,29 @@ class PlaneKernel:
                 weights = self._column(pen, n, kxs[0] + j * apart, lanes)
                 at = pen.register(base + j * step)
                 for kys in _by_phase(rows, part.stride[0], part.dilation[0]):
-                    down = {
-                        ky: (ky - kys[0]) * part.dilation[0] // part.stride[0] for ky in kys
-                    }
-                    for row in range(height + down[kys[-1]]):
-                        meets = [
-                            (ky, row - down[ky]) for ky in kys if 0 <= row - down[ky] < height
-                        ]
-                        from_base = part.tap(kys[0], kxs[0]) + row * part.phase[1]
-                        for v, (_, dx) in enumerate(places if meets else ()):
-                            value = pen.register(scratch.load(at + (from_base + dx), lanes))
-                            for ky, out in meets:
-                                self._join(pen, lanes, sums[out][v], value, weights.get(ky))
+                    source = scratch.behind(at + part.tap(kys[0], kxs[0]))
+                    self._join_taps(pen, source, sums, kys, places, weights, lanes)
         return sums
+
+    def _join_taps(
+        self,
+        pen: Pen,
+        source: Local,
+        sums: list[list[Local]],
+        kys: Sequence[int],
+        places: Sequence[tuple[int, int]],
+        weights: dict[int, Expr],
+        lanes: int,
+    ) -> None:
+        """Let each vector of a column of the input meet the taps `kys` of one column."""
+        part, height = self.slice, len(sums)
+        down = {ky: (ky - kys[0]) * part.dilation[0] // part.stride[0] for ky in kys}
+        for row in range(height + down[kys[-1]]):
+            meets = [(ky, row - down[ky]) for ky in kys if 0 <= row - down[ky] < height]
+            for v, (_, dx) in enumerate(places if meets else ()):
+                value = pen.register(source.load(row * part.phase[1] + dx, lanes))
+                for ky, out in meets:
+                    self._join(pen, lanes, sums[out][v], value, weights.get(ky))
 
     def _column(self, pen: Pen, n: Expr, kx: Expr, lanes: int) -> dict[int, Expr]:
         """Return the weights of one column of the window, by row."""

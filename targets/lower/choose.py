@@ -21,6 +21,7 @@ POSITION_ROWS = 4  # output channels of a tile where lanes are positions
 _DENSE_CHANNELS = 64  # and of a dense tile where lanes are channels
 _SHARED = 400  # positions from which on threads may share them
 NEAR_BYTES = 1 << 15  # of activations that stay in a first-level cache, beside weights
+_MUCH = 0.6  # of the work, left where lanes are positions although those are few
 _WORTH = 0.85  # of the columns that tiles may keep where lanes are channels
 
 
@@ -66,7 +67,8 @@ def choose(
     order = lowering.target.order_for(positions)
     extent = _run_of_positions(node, problem)
     zeros = 1 - np.count_nonzero(matrix) / matrix.size
-    if lanes == "positions" or (order.lanes == "positions" and extent > 1):
+    many = order.lanes == "positions" and extent > 1
+    if lanes == "positions" or many or _skips_much(lowering, matrix, extent):
         ways = _along_positions(lowering, problem, positions)
         idle = _wasteful(lowering.isa, extent) and matrix.shape[0] >= lowering.isa.lanes
         if ways[0].dense and idle and lanes is None:
@@ -87,6 +89,17 @@ def choose(
     picked = lowering.pick(Site("layer", described, (node.name,)), [way.label for way in ways])
     way = ways[picked.number]
     return replace(way, reason="; ".join(filter(None, (way.reason, picked.measured))))
+
+
+def _skips_much(lowering: Lowering, matrix: np.ndarray, extent: int) -> bool:
+    """Say whether a few positions are better off with lanes of their own.
+
+    With a vector of them, what is skipped is weights that would have to be read.
+    """
+    if extent < lowering.isa.lanes or np.count_nonzero(matrix) > _MUCH * matrix.size:
+        return False
+    sparse, dense = sparse_steps(matrix, POSITION_ROWS), dense_steps(matrix, POSITION_ROWS)
+    return sparse < _MUCH * dense
 
 
 def _along_positions(lowering: Lowering, problem: Problem, positions: int) -> list[Choice]:

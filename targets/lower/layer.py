@@ -32,6 +32,7 @@ from tilewright.targets.lower.window import Window
 
 _WORD = 4  # int8 weights
 _CACHED_BYTES = 1 << 18  # of weights that stay in a second-level cache, beside activations
+_STREAMED_BYTES = 1 << 20  # of activations that do not stay there
 
 
 def lower_layer(lowering: Lowering, region: Region) -> None:
@@ -99,6 +100,7 @@ def call_tiles(
         together=_together(packed),
         weights=matrix.dtype.name,
         far=_far(lowering.isa, choice, matrix.shape[1], places.count),
+        streamed=matrix.shape[1] * places.count * 4 > _STREAMED_BYTES,
     )
     program = lowering.program
     weights = [

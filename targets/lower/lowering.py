@@ -6,13 +6,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import Graph, is_constant, static_shape
-from tilewright.nbits import OPERATOR, UNSUPPORTED, has_blocks
 from tilewright.protocol import Note, Report
 from tilewright.target import Target
-from tilewright.targets.kernels.elementwise import OPERATORS, Chain, Source
+from tilewright.targets.kernels.elementwise import Chain, Source
 from tilewright.targets.kernels.map import MapKernel
 from tilewright.targets.kernels.pen import Isa, dtype_of
-from tilewright.targets.lower.chains import DTYPES, ChainBuilder, is_elementwise, with_bare_axes
+from tilewright.targets.lower.chains import ChainBuilder, is_elementwise, with_bare_axes
 from tilewright.targets.lower.fusion import fuse_planes
 from tilewright.targets.lower.program import Island, Program
 from tilewright.targets.lower.quantized import (
@@ -21,6 +20,7 @@ from tilewright.targets.lower.quantized import (
     dequantized,
     integer_layer,
 )
+from tilewright.targets.lower.refusals import ANY_DTYPE, FUSING, follows, refusal
 from tilewright.targets.lower.regions import Region, find_regions, inputs_of
 from tilewright.targets.lower.sites import Pick, estimated
 from tilewright.targets.lower.views import VIEWS, view
@@ -65,7 +65,7 @@ class Lowering:
             assert shape is not None, f"input {tensor.name} has no static shape"
             window = self.program.tensor(tensor.name, shape, _stored_dtype(tensor))
             self._windows[tensor.name] = self.program.inputs[tensor.name] = window
-        regions = find_regions(self.graph, self._takes_followers, _follows)
+        regions = find_regions(self.graph, self._takes_followers, follows)
         for index, region in enumerate(regions):
             if index % 50 == 0:
                 report(f"lowering {index}/{len(regions)} regions")
@@ -233,8 +233,8 @@ class Lowering:
 
     def _takes_followers(self, node: gs.Node) -> bool:
         if is_elementwise(node):
-            return _follows(node)
-        return node.op in FUSING and self._refusal(node) is None
+            return follows(node)
+        return node.op in FUSING and refusal(node, self._anchors) is None
 
     def _lower(self, region: Region) -> None:
         node = region.anchor
@@ -270,12 +270,12 @@ class Lowering:
         node = region.anchor
         if len(region.nodes) > 1 or not can_wait(node):
             return False
-        return is_constant(node.inputs[0]) or self._refusal(node) is None
+        return is_constant(node.inputs[0]) or refusal(node, self._anchors) is None
 
     def _attempt(self, region: Region) -> str | None:
         """Lower a region, or leave everything as it was and say why not."""
         for part in region.parts or (region,):
-            reason = self._refusal(part.anchor)
+            reason = refusal(part.anchor, self._anchors)
             if reason is not None:
                 return reason
         program = self.program
@@ -306,7 +306,7 @@ class Lowering:
         lower = self._anchors.get(node.op)
         if lower is None:
             raise NotLowered(f"{node.op} with these attributes or shapes has no kernel")
-        if node.op not in _ANY_DTYPE and self.integers(node) is None:
+        if node.op not in ANY_DTYPE and self.integers(node) is None:
             source = self.window(node.inputs[0])
             if dtype_of(source.dtype) != "float32":
                 raise NotLowered(
@@ -324,28 +324,6 @@ class Lowering:
             self._windows[node.outputs[0].name] = window
         else:
             self.map_region(Region((node,)))
-
-    def _refusal(self, node: gs.Node) -> str | None:
-        if node.domain not in (None, "", "ai.onnx") and not has_blocks(node):
-            why = UNSUPPORTED if node.op == OPERATOR else "is not a standard operator"
-            return f"{node.domain}.{node.op} {why}"
-        known = node.op in VIEWS or node.op in self._anchors
-        if not known and node.op not in OPERATORS:
-            return f"{node.op} has no kernel"
-        for tensor in [*node.inputs, *node.outputs]:
-            if not tensor.name:
-                continue
-            shape = static_shape(tensor)
-            if shape is None:
-                return f'the shape of "{tensor.name}" is known only at run time'
-            if 0 in shape and not (is_constant(tensor) or node.op == "Concat"):
-                return f'"{tensor.name}" is empty'
-            dtype = "?" if tensor.dtype is None else np.dtype(tensor.dtype).name
-            if dtype not in DTYPES:
-                return f'"{tensor.name}" is {dtype}'
-        if not known and not is_elementwise(node):
-            return f"{node.op} of these dtypes or attributes has no kernel"
-        return None
 
     def _try_view(self, node: gs.Node) -> bool:
         windows = view(node, self.window(node.inputs[0]))
@@ -375,20 +353,6 @@ class Lowering:
             self.define(tensor, window)
         self.program.steps.append(Island(node, tuple(inputs.items()), tuple(outputs.items())))
         self.program.islands.append(Note(node.name, f"runs in onnxruntime: {reason}"))
-
-
-# Anchors that move elements and do not compute with them.
-_ANY_DTYPE = frozenset({"Concat", "Gather", "Pad"})
-# Anchors whose kernels end in a chain.
-FUSING = frozenset(
-    {"Conv", "Gemm", "MatMul", "MatMulNBits", "MaxPool", "AveragePool", "GlobalAveragePool"}
-    | {"LayerNormalization"}
-    | {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"}
-)
-
-
-def _follows(node: gs.Node) -> bool:
-    return is_elementwise(node) and node.op != "DequantizeLinear"
 
 
 def _stored_dtype(tensor: gs.Tensor) -> str:

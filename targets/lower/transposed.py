@@ -64,18 +64,19 @@ def lower_conv_transpose(lowering: Lowering, region: Region) -> None:
     if any(a.kernel < a.stride for a in axes):
         raise NotLowered("ConvTranspose that leaves gaps")
     rows, columns = axes
+    pitch = columns.count - 1 + max(len(columns.taps(p)) for p in range(columns.stride))
     phases = lowering.program.tensor(
         f"{node.name}.phases",
-        (out[0], out[1], rows.stride, columns.stride, rows.count, columns.count),
+        (out[0], out[1], rows.stride, columns.stride, rows.count, pitch),
         "float32",
     )
     for py in range(rows.stride):
         for px in range(columns.stride):
             target = phases.sliced(2, py, 1).sliced(3, px, 1)
-            plain = target.reshaped((out[0], out[1], rows.count, columns.count))
+            plain = target.reshaped((out[0], out[1], rows.count, pitch))
             assert plain is not None
             _phase(lowering, region, axes, (py, px), plain)
-    _interleave(lowering, node, axes, phases, out)
+    _interleave(lowering, node, axes, phases.sliced(5, 0, columns.count), out)
 
 
 def _phase(
@@ -85,6 +86,7 @@ def _phase(
     phase: tuple[int, int],
     target: Window,
 ) -> None:
+    """Compute one phase into `target`, whose rows are as far apart as those of the input."""
     node = region.anchor
     window = lowering.window(node.inputs[0])
     taps = [axis.taps(p) for axis, p in zip(axes, phase, strict=True)]
@@ -106,15 +108,24 @@ def _phase(
     planes, offsets = pad_planes(lowering, node.name, window, shape)
     values = node.inputs[1].values[:, :, taps[0]][:, :, :, taps[1]]
     matrix = values.transpose(1, 0, 2, 3).reshape(values.shape[1], -1)
-    steps = (planes.strides[0], shape.phase[1], 1)
-    extents = (planes.shape[0], shape.out_height, shape.out_width)
-    source = Window(planes.buffer, extents, steps, planes.offset)
+    target = target.sliced(3, 0, shape.out_width)
+    steps: tuple[int, ...] = (shape.phase[1], 1)
+    extents: tuple[int, ...] = (shape.out_height, shape.out_width)
+    if target.strides[2] == shape.phase[1]:
+        # One run of positions, with what is between the rows: lanes are rarely left idle.
+        steps, extents = (1,), ((shape.out_height - 1) * shape.phase[1] + shape.out_width,)
+        whole = (*target.shape[:2], *extents)
+        target = Window(target.buffer, whole, (*target.strides[:2], 1), target.offset)
+    source = Window(
+        planes.buffer, (planes.shape[0], *extents), (planes.strides[0], *steps), planes.offset
+    )
     problem = Problem(matrix, source, offsets, 1)
     choice = choose(lowering, region, problem, target.shape, lanes="positions")
     chain, operands = Chain(), []
     if len(node.inputs) > 2 and node.inputs[2].name:
         bias = lowering.window(node.inputs[2])
-        operands = [Window(bias.buffer, target.shape, (0, bias.strides[0], 0, 0), bias.offset)]
+        same = (0, bias.strides[0], *(0 for _ in extents))
+        operands = [Window(bias.buffer, target.shape, same, bias.offset)]
         step = Step("Add", (Source("result"), Source("operand", 0)))
         chain = Chain((step,), (Source("step", 0),))
     call_tiles(lowering, region, problem, choice, chain, operands, [target])

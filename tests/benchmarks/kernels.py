@@ -27,8 +27,8 @@ from tilewright.target import read_target
 from tilewright.targets import FOLDER
 from tilewright.targets.cpu import CpuBackend, isa_of
 from tilewright.targets.cpu_program import prepare_pool
-from tilewright.targets.kernels.elementwise import number
 from tilewright.targets.kernels.pen import Pen, launch_memory, write_prim_func
+from tilewright.targets.kernels.vector_math import number
 from tilewright.targets.lower.module import (
     KERNEL_PIPELINE,
     llvm_target,
