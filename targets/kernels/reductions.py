@@ -12,6 +12,7 @@ from tilewright.targets.kernels.rows import RowShape, Sweep, each_row, pieces_of
 from tilewright.targets.kernels.vector_math import Math, number
 
 _LARGEST = math.inf
+_BLOCK = 128  # rows whose exponentials are added up by themselves
 _LEAST = -3.4028234663852886e38  # of the finite float32
 
 
@@ -168,13 +169,22 @@ class SplitSoftmaxKernel:
             for (first, width), top in zip(pieces, largest, strict=True):
                 x = pen.load(0, at + first, width)
                 top.store(0, tirx.max(top.load(0, width), x), width)
-        with pen.serial(rows) as k:
-            at, to = pen.register((low + k) * source), pen.register((low + k) * target)
-            for (first, width), top, total in zip(pieces, largest, sums, strict=True):
-                x = pen.load(0, at + first, width) - top.load(0, width)
-                e = pen.register(Math(pen, width, {}).exp(pen.register(x)))
-                pen.store(1, to + first, e, width)
-                total.store(0, total.load(0, width) + e, width)
+        # In blocks: added up one by one, thousands of them would lose the last digits.
+        parts = [pen.local(width) for _, width in pieces]
+        with pen.serial((rows + (_BLOCK - 1)) // _BLOCK) as block:
+            for (_, width), part in zip(pieces, parts, strict=True):
+                part.store(0, number(0.0, "float32", width), width)
+            begin = pen.register(block * _BLOCK)
+            with pen.serial(tirx.min(rows - begin, _BLOCK)) as i:
+                k = pen.register(low + begin + i)
+                at, to = pen.register(k * source), pen.register(k * target)
+                for (first, width), top, part in zip(pieces, largest, parts, strict=True):
+                    x = pen.load(0, at + first, width) - top.load(0, width)
+                    e = pen.register(Math(pen, width, {}).exp(pen.register(x)))
+                    pen.store(1, to + first, e, width)
+                    part.store(0, part.load(0, width) + e, width)
+            for (_, width), part, total in zip(pieces, parts, sums, strict=True):
+                total.store(0, total.load(0, width) + part.load(0, width), width)
         for (first, width), top, total in zip(pieces, largest, sums, strict=True):
             tops.store(place + first, top.load(0, width), width)
             totals.store(place + first, total.load(0, width), width)

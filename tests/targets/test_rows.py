@@ -13,6 +13,7 @@ from tests.targets.builds import (
     every_isa,
     graph_of,
     islands,
+    kernels,
     normal_feeds,
 )
 from tilewright import oracle
@@ -296,3 +297,17 @@ def test_an_extreme_of_nan_is_nan(operator: str, axis: int) -> None:
     expected = (np.max if operator == "ReduceMax" else np.min)(x, axis=axis)
     found = built(graph)[0]({"x": x})["y"]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_softmax_of_very_many_keeps_the_last_digits() -> None:
+    count = 20_000
+    graph = graph_of(
+        f"g (float[{count},8] x) => (float[{count},8] y) {{ y = Softmax<axis=0>(x) }}"
+    )
+    assert "split_softmax" in kernels(graph)
+    # One by one, float32 sums of 0.3 drift from the truth by a ten-thousandth.
+    x = np.full((count, 8), np.log(np.float32(0.3)), np.float32)
+    x[0] = 0
+    executable, _ = built(graph, threads=1)
+    each = np.exp(np.float64(x[1, 0]))
+    np.testing.assert_allclose(executable({"x": x})["y"][0], 1 / (1 + (count - 1) * each), 3e-6)
