@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.errors import UnusableInput
-from tilewright.graph import Graph, constant
+from tilewright.graph import Graph, constant, is_constant
 from tilewright.pipeline import Pipeline
 from tilewright.protocol import Context
 from tilewright.sizes import all_choices
@@ -91,25 +91,42 @@ def at_other_size(graph: Graph, here: Graph, there: Graph, sizes: str) -> Graph:
                 "it. Compile the model for each size by itself."
             )
         tensor.values = constant(name, values).values
-    shapes = {t.name: t.shape for t in there.inputs}
-    for tensor in moved.gs.tensors().values():
-        if isinstance(tensor, gs.Variable):
-            tensor.shape = list(shapes[tensor.name]) if tensor.name in shapes else None
+    before, after = _variables(here), _variables(there)
+    for name, tensor in _variables(moved).items():
+        untouched = name in before and tensor.shape == before[name].shape
+        tensor.shape = after[name].shape if untouched else None
     return moved.infer_shapes()
+
+
+def _variables(graph: Graph) -> dict[str, gs.Variable]:
+    """Return what nodes compute, those in branches too."""
+    tensors = [item for scope in graph.scopes() for item in scope.tensors().items()]
+    return {name: tensor for name, tensor in tensors if isinstance(tensor, gs.Variable)}
 
 
 def _check_same_nodes(here: Graph, there: Graph, sizes: str) -> None:
     for one, other in zip(here.nodes, there.nodes, strict=False):
         if _described(one) != _described(other):
-            raise _differ(sizes, f"{one.op} {one.name} is {other.op} {other.name} there")
+            raise _differ(
+                sizes, f"{one.op} {one.name} is another {other.op} {other.name} there"
+            )
     if len(here.nodes) != len(there.nodes):
         raise _differ(sizes, f"{len(here.nodes)} nodes are {len(there.nodes)} there")
 
 
 def _described(node: gs.Node) -> tuple[object, ...]:
-    attributes = {key: str(value) for key, value in sorted(node.attrs.items())}
+    attributes = {key: _plain(value) for key, value in sorted(node.attrs.items())}
     names = [t.name for t in (*node.inputs, *node.outputs)]
     return node.op, node.domain, names, attributes
+
+
+def _plain(value: object) -> object:
+    """Return an attribute as what can be compared; of a branch its nodes and its constants."""
+    if not isinstance(value, gs.Graph):
+        return str(value)
+    tensors = value._local_tensors().values()
+    constants = [(t.name, t.values.tolist()) for t in tensors if is_constant(t)]
+    return [_described(node) for node in value.nodes], constants
 
 
 def _differ(sizes: str, what: str) -> UnusableInput:

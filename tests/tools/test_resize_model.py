@@ -184,8 +184,40 @@ def test_a_model_that_is_another_network_at_another_size_is_refused() -> None:
         )
         for n, op in ((4, "Relu"), (5, "Tanh"))
     )
-    with pytest.raises(UnusableInput, match=r"--dim n=5: .*Relu .* is Tanh"):
+    with pytest.raises(UnusableInput, match=r"--dim n=5: .*Relu .* is another Tanh"):
         at_other_size(here, here, there, "n=5")
+
+
+def test_a_branch_that_is_another_at_another_size_is_refused() -> None:
+    here, there = (
+        Graph.from_onnx(
+            small_model(
+                f"g (float[1,{n}] x, bool c) => (float[1,{n}] y) {{ y = If(c) <"
+                "then_branch = t () => (float[1,N] a) { a = Relu(x) }, "
+                f"else_branch = e () => (float[1,N] b) {{ b = {op}(x) }}> }}"
+            )
+        )
+        for n, op in ((4, "Relu"), (5, "Tanh"))
+    )
+    with pytest.raises(UnusableInput, match=r"--dim n=5: .*If .* is another If"):
+        at_other_size(here, here, there, "n=5")
+
+
+def test_branches_run_at_every_size(tmp_path: Path) -> None:
+    text = """g (float[1,n,8] x, bool c) => (float[1,n,8] z) {
+        h = MatMul(x, w)
+        y = If(c) <
+            then_branch = t () => (float[1,n,8] a) {
+                s = Shape(h)  r = Relu(h)  a = Reshape(r, s) },
+            else_branch = e () => (float[1,n,8] b) { b = MatMul(h, w) }>
+        z = Tanh(y)
+    }"""
+    model = tmp_path / "branches.onnx"
+    onnx.save(small_model(text, 17, w=normal(8, 8)), model)
+    folder = compiled(model, {"n": (6, 12)})
+    for size in (12, 6, 7, 1):
+        for condition in (True, False):
+            agrees(model, folder, {"x": normal(1, size, 8), "c": np.array(condition)})
 
 
 def test_run_and_bench_take_what_the_artifact_takes(encoder: Path, tmp_path: Path) -> None:
