@@ -51,6 +51,14 @@ def tuned_build(graph: Graph, folder: Path, tuning: Tuning) -> tuple[Build, list
     return build, told
 
 
+def pretend(tuning: Tuning, microseconds: str, problem: str = "%") -> None:
+    """Put times into the database, as if the ways of these problems had taken them."""
+    with sqlite3.connect(tuning.timings.path) as database:
+        database.execute(
+            "UPDATE timings SET microseconds = ? WHERE problem LIKE ?", (microseconds, problem)
+        )
+
+
 def rows(tuning: Tuning) -> list[tuple[str, str]]:
     with sqlite3.connect(tuning.timings.path) as database:
         return database.execute("SELECT problem, ways FROM timings ORDER BY problem").fetchall()
@@ -75,11 +83,7 @@ def test_the_way_that_is_known_to_be_fastest_is_taken(
     graph: Graph, tuning: Tuning, tmp_path: Path
 ) -> None:
     build, _ = tuned_build(graph, tmp_path / "a", tuning)
-    with sqlite3.connect(tuning.timings.path) as database:
-        database.execute(
-            "UPDATE timings SET microseconds = '[9.0, 8.0, 1.0, 8.0]' "
-            "WHERE problem LIKE '%32 x 24%'"
-        )
+    pretend(tuning, "[9.0, 8.0, 1.0, 8.0]", "%32 x 24%")
     third = next(ways for problem, ways in rows(tuning) if "32 x 24" in problem).split('"')[5]
     build, _ = tuned_build(graph, tmp_path / "b", tuning)
     layer = build.layers[0]
@@ -91,8 +95,7 @@ def test_a_way_that_is_hardly_faster_than_the_estimate_is_not_taken(
     graph: Graph, tuning: Tuning, tmp_path: Path
 ) -> None:
     tuned_build(graph, tmp_path / "a", tuning)
-    with sqlite3.connect(tuning.timings.path) as database:
-        database.execute("UPDATE timings SET microseconds = '[100.0, 99.0]'")
+    pretend(tuning, "[100.0, 99.0]")
     hardly, _ = tuned_build(graph, tmp_path / "b", tuning)
     folder = tmp_path / "c"
     folder.mkdir()
@@ -150,8 +153,7 @@ def test_times_of_fewer_ways_than_asked_for_are_taken_again(
     graph: Graph, tuning: Tuning, tmp_path: Path
 ) -> None:
     tuned_build(graph, tmp_path / "a", tuning)
-    with sqlite3.connect(tuning.timings.path) as database:
-        database.execute("UPDATE timings SET microseconds = '[1.0]'")
+    pretend(tuning, "[1.0]")
     _, told = tuned_build(graph, tmp_path / "b", tuning)
     assert any(text.startswith("tuning") for text in told)
     with sqlite3.connect(tuning.timings.path) as database:
