@@ -94,9 +94,11 @@ def choose(
 def _skips_much(lowering: Lowering, matrix: np.ndarray, extent: int) -> bool:
     """Say whether a few positions are better off with lanes of their own.
 
-    With a vector of them, what is skipped is weights that would have to be read.
+    With a vector of them, what is skipped is weights that would have to be read; 8-bit weights
+    would become four times as large.
     """
-    if extent < lowering.isa.lanes or np.count_nonzero(matrix) > _MUCH * matrix.size:
+    few = matrix.dtype == np.int8 or extent < lowering.isa.lanes
+    if few or np.count_nonzero(matrix) > _MUCH * matrix.size:
         return False
     sparse, dense = sparse_steps(matrix, POSITION_ROWS), dense_steps(matrix, POSITION_ROWS)
     return sparse < _MUCH * dense

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.small_models import normal
@@ -326,6 +326,7 @@ def test_an_artifact_for_another_cpu_is_refused_before_it_crashes(tmp_path: Path
     outputs=st.integers(1, 70),
     zeros=st.sampled_from([0.0, 0.5, 1.0]),
 )
+@example(positions=16, inputs=40, outputs=64, zeros=0.8)
 def test_small_weights_become_floats_in_registers(
     isa: str, positions: int, inputs: int, outputs: int, zeros: float
 ) -> None:
