@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from tilewright.targets.kernels.blocks import Nest, cut
+from tilewright.targets.kernels.blocks import Nest, cut, each_row
 from tilewright.targets.kernels.elementwise import Chain, run_chain
 from tilewright.targets.kernels.map import indices_of
 from tilewright.targets.kernels.pen import Expr, Local, Pen
-from tilewright.targets.kernels.tile import each_row, outer_product
+from tilewright.targets.kernels.tile import outer_product
 from tilewright.targets.kernels.vector_math import Math, number
 
 _PARALLEL_MACS = 100_000

@@ -95,6 +95,32 @@ def cut(height: int, width: int, lanes: int, most: int) -> tuple[Nest, ...]:
     return tuple(nests)
 
 
+@contextmanager
+def each_row(pen: Pen, sums: list[list[Expr]], lanes: int) -> Iterator[tuple[Expr, list[Expr]]]:
+    """Loop over the rows of a block's sums: what follows is written once a column.
+
+    With the rows unrolled too, chains would make code that takes the compiler seconds a kernel
+    and leaves the instruction cache; passing the sums through the first-level cache costs next
+    to nothing. With columns in the loop, finding their places would take longer than storing.
+    """
+    rows, columns = len(sums), len(sums[0])
+    if rows == 1:
+        yield tirx.const(0, "int32"), [pen.register(value) for value in sums[0]]
+        return
+    spill = pen.local(rows * columns * lanes)
+    for r, row in enumerate(sums):
+        for v, value in enumerate(row):
+            spill.store((r * columns + v) * lanes, value, lanes)
+    with pen.serial(rows) as r:
+        yield (
+            r,
+            [
+                pen.register(spill.load((r * columns + v) * lanes, lanes))
+                for v in range(columns)
+            ],
+        )
+
+
 def _rows_together(starts: list[int], y0: int, blocks: int, group: int) -> Nest:
     places = tuple((dy, s) for dy in range(group) for s in starts)
     return Nest(blocks, 1, y0, 0, group, 0, places)

@@ -62,6 +62,13 @@ class Pen:
         """Return a pen to the arguments behind the first `count`."""
         return Pen(self.isa, self._bases[count:], self._args[count:], self._launch)
 
+    def beside(self, at: int, local: "Local") -> "Pen":
+        """Return a pen to one argument more: scratch memory, as number `at`."""
+        bases, args = [*self._bases], [*self._args]
+        bases.insert(at, local.buffer)
+        args.insert(at, local.start)
+        return Pen(self.isa, bases, args, self._launch)
+
     def load(self, arg: int, index: Expr, width: int = 1, stride: int = 1) -> Expr:
         """Read `width` elements from `index` on, `stride` apart (0: one, in every lane)."""
         buffer = self._bases[arg]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
-from tilewright.targets.kernels.blocks import Nest, cut
+from tilewright.targets.kernels.blocks import Nest, cut, each_row
 from tilewright.targets.kernels.elementwise import Chain, run_chain
 from tilewright.targets.kernels.map import indices_of
 from tilewright.targets.kernels.pen import Expr, Pen
-from tilewright.targets.kernels.tile import each_row, outer_product, vectors_beside
+from tilewright.targets.kernels.tile import outer_product, vectors_beside
 from tilewright.targets.kernels.vector_math import number
 
 _PARALLEL_MACS = 100_000

@@ -17,7 +17,7 @@ from functools import partial
 
 from tvm import tirx
 
-from tilewright.targets.kernels.blocks import Nest, Strides, cut
+from tilewright.targets.kernels.blocks import Nest, Strides, cut, each_row
 from tilewright.targets.kernels.pen import Expr, Isa, Pen, Share
 from tilewright.targets.kernels.tail import Tail
 from tilewright.targets.kernels.vector_math import number
@@ -82,9 +82,9 @@ class TileKernel:
         share_out = self._share_positions if self.split_positions else self._share_tiles
         with pen.shared(self.parallel) as share:
             for group, rows in enumerate(self.heights):
-                share_out(pen, share, self._cut(pen, rows), *self.group(pen, group))
+                share_out(pen, share, self.blocks(pen, rows), *self.group(pen, group))
 
-    def _cut(self, pen: Pen, rows: int) -> list[tuple[Nest, Block]]:
+    def blocks(self, pen: Pen, rows: int) -> list[tuple[Nest, Block]]:
         """Cut positions into nests for tiles of a height, each with what computes a block."""
         if self.lanes == "positions":
             lanes = pen.isa.width_for(self.width)
@@ -301,32 +301,6 @@ def outer_product(
         ]
         for r in range(rows)
     ]
-
-
-@contextmanager
-def each_row(pen: Pen, sums: list[list[Expr]], lanes: int) -> Iterator[tuple[Expr, list[Expr]]]:
-    """Loop over the rows of an outer product: what follows is written once a column.
-
-    With the rows unrolled too, chains would make code that takes the compiler seconds a kernel
-    and leaves the instruction cache; passing the sums through the first-level cache costs next
-    to nothing. With columns in the loop, finding their places would take longer than storing.
-    """
-    rows, columns = len(sums), len(sums[0])
-    if rows == 1:
-        yield tirx.const(0, "int32"), [pen.register(value) for value in sums[0]]
-        return
-    spill = pen.local(rows * columns * lanes)
-    for r, row in enumerate(sums):
-        for v, value in enumerate(row):
-            spill.store((r * columns + v) * lanes, value, lanes)
-    with pen.serial(rows) as r:
-        yield (
-            r,
-            [
-                pen.register(spill.load((r * columns + v) * lanes, lanes))
-                for v in range(columns)
-            ],
-        )
 
 
 def vectors_beside(isa: Isa, rows: int) -> int:

@@ -7,7 +7,7 @@ from tvm import tirx
 from tilewright.targets.kernels.blocks import cut
 from tilewright.targets.kernels.pen import Expr, Local, Pen
 from tilewright.targets.kernels.tile import FIRST, TileKernel, vectors_beside
-from tilewright.targets.kernels.windows import PlaneKernel
+from tilewright.targets.kernels.windows import PlaneKernel, Slice
 
 _CACHED = 1 << 16  # elements of planes that stay in a second-level cache, beside weights
 
@@ -33,6 +33,11 @@ class TilePlaneKernel:
         """Base arrays of the arguments."""
         return (*self.layer.kinds(), *self.plane.behind_source())
 
+    @property
+    def parallel(self) -> bool:
+        """Whether it pays to wake the threads."""
+        return self.layer.parallel or self.plane.parallel
+
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
         for group, height in enumerate(self.layer.heights):
@@ -40,53 +45,82 @@ class TilePlaneKernel:
 
     def _group(self, pen: Pen, group: int, height: int) -> None:
         """Run the tiles of one height; the threads share slices before they share tiles."""
-        layer, plane = self.layer, self.plane
-        size = height * plane.rows * plane.shape.width
-        most = max(1, _CACHED // size)
-        with pen.shared(layer.parallel or plane.parallel) as share:
-            padded = plane.scratch(pen)
-            # Reading columns that are apart may touch some behind the last.
-            planes = pen.local(most * size + pen.isa.lanes)
-            first, tiles = layer.group(pen, group)
-            count = pen.register(tiles * (plane.images * plane.slices))
+        with pen.shared(self.parallel) as share:
+            scratch = self.scratch(pen)
+            first, tiles = self.layer.group(pen, group)
+            count = pen.register(tiles * (self.plane.images * self.plane.slices))
             with share.pieces(count) as (low, high):
                 whole = pen.register(low // tiles)
                 with pen.serial((high + tiles - 1) // tiles - whole) as i:
                     part = pen.register(whole + i)
                     begin = pen.register(tirx.max(low - part * tiles, 0))
                     end = pen.register(tirx.min(high - part * tiles, tiles))
-                    with pen.serial((end - begin + most - 1) // most) as batch:
-                        start = pen.register(begin + batch * most)
-                        tile = pen.opaque(first + start)
-                        each = pen.opaque(tirx.min(end - start, most))
-                        self._slice(pen, planes, padded, height, part, tile, each)
+                    window = pen.behind(len(self.layer.kinds()))
+                    self.run_tiles(
+                        pen, window, scratch, height, part, first + begin, end - begin
+                    )
+
+    def scratch(self, pen: Pen) -> tuple[Local, Local]:
+        """Return memory for planes of some tiles, and the window's."""
+        most = max(self._together(height) * height for height in self.layer.heights)
+        # Reading columns that are apart may touch some behind the last.
+        planes = pen.local(most * self.plane.rows * self.plane.shape.width + pen.isa.lanes)
+        return planes, self.plane.scratch(pen)
+
+    def _together(self, height: int) -> int:
+        """Return how many tiles are computed before the window moves over their planes."""
+        return max(1, _CACHED // (height * self.plane.rows * self.plane.shape.width))
+
+    def run_tiles(
+        self,
+        pen: Pen,
+        window: Pen,
+        scratch: tuple[Local, Local],
+        height: int,
+        part: Expr,
+        first: Expr,
+        count: Expr,
+    ) -> None:
+        """Compute some tiles of one height, and the windows over them, in one slice.
+
+        `part` is the number of the slice, counted over images; `window` a pen to the plane
+        kernel's arguments.
+        """
+        most = self._together(height)
+        with pen.serial((count + most - 1) // most) as batch:
+            done = pen.register(batch * most)
+            tile = pen.opaque(first + done)
+            each = pen.opaque(tirx.min(count - done, most))
+            self._slice(pen, window, scratch, height, part, tile, each)
 
     def _slice(
         self,
         pen: Pen,
-        planes: Local,
-        padded: Local,
+        window: Pen,
+        scratch: tuple[Local, Local],
         height: int,
         part: Expr,
         tile: Expr,
         count: Expr,
     ) -> None:
-        """Compute the planes of `count` tiles, and the windows over them, in one slice."""
         layer, plane = self.layer, self.plane
+        planes, padded = scratch
         b = pen.opaque(part // plane.slices)
         y = pen.opaque(part % plane.slices * plane.slice.out_height)
         above = y * plane.shape.stride[0] - plane.shape.top
         last = plane.shape.height - plane.rows
         start = pen.opaque(tirx.max(tirx.min(above, last), 0))
         self._tiles(pen, planes, height, b, start, tile, count)
-        with pen.serial(count * height) as r:
-            n = pen.opaque(layer.row(pen, tile + r // height, r % height))
 
+        def slice_of(r: Expr) -> Slice:
             def read(row: Expr, column: Expr, width: int) -> Expr:
                 inside = r * plane.rows + (row - start)
                 return planes.load(inside * plane.shape.width + column, width)
 
-            plane.compute(pen.behind(len(layer.kinds())), padded, read, b, n, y)
+            n = pen.opaque(layer.row(pen, tile + r // height, r % height))
+            return Slice(read, b, n, y)
+
+        plane.compute(window, padded, count * height, slice_of)
 
     def _tiles(
         self,

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
-from tilewright.targets.kernels.blocks import Strides, cut
-from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen
+from tilewright.targets.kernels.blocks import Strides, cut, each_row
+from tilewright.targets.kernels.pen import Expr, Isa, Local, Pen, vector_starts
 from tilewright.targets.kernels.planes import PlaneShape, fill, fill_row
 from tilewright.targets.kernels.tail import Tail
 from tilewright.targets.kernels.vector_math import Math, number
 
 _PARALLEL_TAPS = 100_000  # below, the launch of the pool costs more than it saves
-_SLICE = 2048  # positions of a plane from which on a slice of its rows is cut in two
 _REPEATED = 1.15  # of the input's rows, those counted twice that two slices need
 _WEIGHTS = 0  # the number of the argument, where there is one
 SOURCE = -1  # the argument that comes last
@@ -22,14 +23,23 @@ SOURCE = -1  # the argument that comes last
 Read = Callable[[Expr, Expr, int], Expr]
 
 
+class Slice(NamedTuple):
+    """A slice to compute: how its plane is read, its image, its channel, its first row."""
+
+    read: Read
+    b: Expr
+    n: Expr
+    y: Expr
+
+
 @dataclass(frozen=True)
 class PlaneKernel:
     """Depthwise convolution ("conv"), or pooling ("max", "average"), ending in a chain.
 
     Arguments: for "conv" the weights (channel, ky, kx), for "average" with `counted` the
     reciprocal number of inputs under each window (out_height, out_width); operands and outputs
-    of the chain; source. Channel n of the output reads channel
-    n // `multiplier`.
+    of the chain; source. Channel n of the output reads channel n // `multiplier`. Slices of
+    `slice_positions` of the input or more are cut in two, where their rows can be.
 
     The threads share slices of rows before they share channels: neighbouring layers then find
     most of the rows they read where the same thread wrote them.
@@ -43,6 +53,7 @@ class PlaneKernel:
     tail: Tail
     counted: bool = False
     multiplier: int = 1
+    slice_positions: int = 2048
 
     @property
     def name(self) -> str:
@@ -53,7 +64,7 @@ class PlaneKernel:
     def slices(self) -> int:
         """How many slices of rows a plane is computed in, each at a time from a scratch."""
         s, count = self.shape, 1
-        while s.height * s.width // count >= _SLICE:
+        while s.height * s.width // count >= self.slice_positions:
             more = 2 * count
             if s.out_height % more or self._rows(more) * more > _REPEATED * s.height:
                 break
@@ -109,29 +120,54 @@ class PlaneKernel:
         count = self.images * self.slices * self.channels
         with pen.shared(self.parallel) as share:
             scratch = self.scratch(pen)
-            with share.pieces(count) as (low, high), pen.serial(high - low) as i:
-                flat = pen.register(low + i)
-                n = pen.register(flat % self.channels)
-                b = pen.register(flat // (self.channels * self.slices))
-                y = pen.register(flat // self.channels % self.slices * self.slice.out_height)
+            with share.pieces(count) as (low, high):
 
-                def read(row: Expr, column: Expr, width: int, b: Expr = b, n: Expr = n) -> Expr:
-                    at = self.source.at(b, n // self.multiplier, row, column)
-                    return pen.load(source, at, width, stride=self.source.x)
+                def slice_of(i: Expr) -> Slice:
+                    flat = pen.register(low + i)
+                    n = pen.register(flat % self.channels)
+                    b = pen.register(flat // (self.channels * self.slices))
+                    y = flat // self.channels % self.slices * self.slice.out_height
 
-                self.compute(pen, scratch, read, b, n, y)
+                    def read(row: Expr, column: Expr, width: int) -> Expr:
+                        at = self.source.at(b, n // self.multiplier, row, column)
+                        return pen.load(source, at, width, stride=self.source.x)
+
+                    return Slice(read, b, n, pen.register(y))
+
+                self.compute(pen, scratch, high - low, slice_of)
 
     def scratch(self, pen: Pen) -> Local:
-        """Return memory for the padded slice of a plane, its padding in place."""
-        # Vectors of the last row may run over its end: into numbers that cost no assists.
-        elements = self.slice.elements + pen.isa.lanes
+        """Return memory for the padded slices of two planes, their padding in place."""
+        elements = 2 * self._padded(pen)
         scratch = pen.local(elements)
         fill(pen, elements, self.edge, "float32", scratch.store)
         return scratch
 
-    def compute(self, pen: Pen, scratch: Local, read: Read, b: Expr, n: Expr, y: Expr) -> None:
-        """Compute a slice of a plane's output, from row y on, and store it."""
-        self._fill(pen, scratch, read, y)
+    def _padded(self, pen: Pen) -> int:
+        # Vectors of the last row may run over its end: into numbers that cost no assists.
+        return self.slice.elements + pen.isa.lanes
+
+    def compute(
+        self, pen: Pen, scratch: Local, count: Expr, slice_of: Callable[[Expr], Slice]
+    ) -> None:
+        """Compute slices 0 to `count` - 1, and store them.
+
+        Each is copied while windows move over the one before: a vector that is read across
+        what was stored in pieces just before would wait until all of it is in the cache.
+        """
+        count = pen.register(count)
+        with pen.serial(count + 1) as i:
+            with T.If(i < count), T.Then():
+                self._fill(pen, self._turn(pen, scratch, i), slice_of(i))
+            with T.If(i > 0), T.Then():
+                before = pen.opaque(i - 1)
+                self._sweep(pen, self._turn(pen, scratch, before), slice_of(before))
+
+    def _turn(self, pen: Pen, scratch: Local, i: Expr) -> Local:
+        return scratch.behind(pen.opaque(i % 2 * self._padded(pen)))
+
+    def _sweep(self, pen: Pen, scratch: Local, here: Slice) -> None:
+        """Move the window over a slice."""
         part = self.slice
         bands = -(-part.out_height // _accumulators(pen.isa))
         rows = -(-part.out_height // bands)
@@ -139,24 +175,21 @@ class PlaneKernel:
         lanes = pen.isa.lanes
         while lanes // 2 >= width:
             lanes //= 2
-        pitch = -(-width // lanes) * lanes
-        results = pen.local(rows * pitch)
         most = max(1, _accumulators(pen.isa) // rows)
         with pen.serial(bands) as band:
             first = pen.register(tirx.min(band * rows, part.out_height - rows))
             for nest in cut(1, max(width, lanes), lanes, most):
                 with nest.walk(pen) as (_, x):
                     base = pen.register(first * part.phase[1] + x)
-                    sums = self._windows(pen, scratch, rows, n, base, nest.places, lanes)
-                    for row, cells in enumerate(sums):
-                        for (_, dx), cell in zip(nest.places, cells, strict=True):
-                            at = row * pitch + (x + dx)
-                            results.store(at, cell.load(0, lanes), lanes)
-            self._store_rows(pen, results, rows, pitch, b, n, y + first)
+                    sums = self._windows(pen, scratch, rows, here.n, base, nest.places, lanes)
+                    with each_row(pen, sums, lanes) as (row, values):
+                        for (_, dx), value in zip(nest.places, values, strict=True):
+                            y = here.y + first + row
+                            self._store(pen, value, lanes, (here.b, here.n, y, x + dx))
 
-    def _fill(self, pen: Pen, scratch: Local, read: Read, y: Expr) -> None:
-        """Copy what the windows touch, from row y of the output on; columns beside it stay."""
-        part = self.slice
+    def _fill(self, pen: Pen, scratch: Local, here: Slice) -> None:
+        """Copy what the windows of a slice touch; columns beside it stay."""
+        part, y = self.slice, here.y
         touched = part.reach[0]
         above = part.top - y * part.stride[0]  # rows before the first of the input
         first = pen.register(tirx.min(tirx.max(above, 0), touched))
@@ -171,7 +204,7 @@ class PlaneKernel:
                         fill(pen, part.phase[1], self.edge, "float32", at.store)
         with pen.serial(stop - first) as i:
             row = pen.register(first + i)
-            fill_row(pen, part, row, row - above, read, scratch.store)
+            fill_row(pen, part, row, row - above, here.read, scratch.store)
 
     def _windows(
         self,
@@ -182,8 +215,8 @@ class PlaneKernel:
         base: Expr,
         places: Sequence[tuple[int, int]],
         lanes: int,
-    ) -> list[list[Local]]:
-        """Return accumulators (`height` rows, places) of the windows from `base` on.
+    ) -> list[list[Expr]]:
+        """Return the sums (`height` rows, places) of the windows from `base` on.
 
         Taps of one column of the window run together: each vector is loaded once for all rows
         of the window that it meets, while their weights stay in registers.
@@ -203,7 +236,7 @@ class PlaneKernel:
                 for kys in _by_phase(rows, part.stride[0], part.dilation[0]):
                     source = scratch.behind(at + part.tap(kys[0], kxs[0]))
                     self._join_taps(pen, source, sums, kys, places, weights, lanes)
-        return sums
+        return [[cell.load(0, lanes) for cell in cells] for cells in sums]
 
     def _join_taps(
         self,
@@ -246,29 +279,30 @@ class PlaneKernel:
             total = total + (value if weight is None else value * weight)
         cell.store(0, total, lanes)
 
-    def _store_rows(
-        self, pen: Pen, results: Local, rows: int, pitch: int, b: Expr, n: Expr, y: Expr
-    ) -> None:
-        width = self.shape.out_width
-        lanes = pen.isa.width_for(width)
-        whole, rest = divmod(width, lanes)
-        with pen.serial(rows) as row:
-            with pen.serial(whole) as v:
-                value = results.load(row * pitch + v * lanes, lanes)
-                self._store(pen, value, lanes, b, n, y + row, v * lanes)
-            if rest:
-                value = results.load(row * pitch + (width - lanes), lanes)
-                self._store(pen, value, lanes, b, n, y + row, width - lanes)
-
     def _store(
-        self, pen: Pen, value: Expr, width: int, b: Expr, n: Expr, y: Expr, x: Expr
+        self, pen: Pen, value: Expr, lanes: int, place: tuple[Expr, Expr, Expr, Expr]
+    ) -> None:
+        """Store a vector of results; of one that is wider than the plane, what lies in it."""
+        b, n, y, x = place
+        width = self.shape.out_width
+        if lanes <= width:
+            self._store_part(pen, value, lanes, place)
+            return
+        part = pen.isa.width_for(width)
+        for start in vector_starts(width, part):
+            lower = T.Shuffle([value], list(range(start, start + part)))
+            self._store_part(pen, lower, part, (b, n, y, x + start))
+
+    def _store_part(
+        self, pen: Pen, value: Expr, width: int, place: tuple[Expr, Expr, Expr, Expr]
     ) -> None:
         s = self.shape
+        _, _, y, x = place
         if self.counted:
             value = value * pen.load(_WEIGHTS, y * s.out_width + x, width)
         elif self.op == "average":
             value = value * number(1.0 / (s.kernel[0] * s.kernel[1]), "float32", width)
-        self.tail.store(pen, int(self._weighted), value, (b, n, y, x), width)
+        self.tail.store(pen, int(self._weighted), value, place, width)
 
 
 def _accumulators(isa: Isa) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tilewright import oracle
 from tilewright.graph import Graph, is_constant, static_shape
 from tilewright.protocol import Note, Report
 from tilewright.target import Target
@@ -12,7 +13,7 @@ from tilewright.targets.kernels.elementwise import Chain, Source
 from tilewright.targets.kernels.map import MapKernel
 from tilewright.targets.kernels.pen import Isa, dtype_of
 from tilewright.targets.lower.chains import ChainBuilder, is_elementwise, with_bare_axes
-from tilewright.targets.lower.fusion import fuse_planes
+from tilewright.targets.lower.fusion import fuse_windows
 from tilewright.targets.lower.program import Island, Program
 from tilewright.targets.lower.quantized import (
     IntegerLayer,
@@ -72,7 +73,8 @@ class Lowering:
             self._lower(region)
         for tensor in self.graph.outputs:
             self.program.outputs[tensor.name] = self.window(tensor)
-        fuse_planes(self.program, self.pick)
+        threads = int(self.target.settings.get("threads", 0)) or oracle.cores()
+        fuse_windows(self.program, threads, self.pick)
         return self.program
 
     def window(self, tensor: gs.Tensor) -> Window:

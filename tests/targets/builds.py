@@ -90,9 +90,9 @@ def agree(
     return made
 
 
-def kernels(graph: Graph) -> list[str]:
+def kernels(graph: Graph, target: Target | None = None) -> list[str]:
     """Return the names of the kernels that a graph becomes, in order."""
-    program = Lowering(graph, cpu(), vector_unit("avx2"), ANCHORS).run(silent)
+    program = Lowering(graph, target or cpu(), vector_unit("avx2"), ANCHORS).run(silent)
     return [step.kernel.name for step in program.steps if isinstance(step, Call)]
 
 
