@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -573,14 +574,22 @@ def test_each_artifact_runs_on_the_threads_it_was_loaded_for() -> None:
     one(feeds)
 
     def busy(executable: Executable) -> int:
-        before = _ticks()
+        before = _ticks_at_rest()
         for _ in range(30):
             executable(feeds)
         spent = [ticks - before.get(thread, 0) for thread, ticks in _ticks().items()]
-        # A worker that has nothing to do any more waits awake for a tenth of a second.
         return sum(ticks > 0.35 * sum(spent) for ticks in spent)
 
     assert (busy(one), busy(two), busy(one)) == (1, 2, 1)
+
+
+def _ticks_at_rest() -> dict[str, int]:
+    """Wait until no thread is busy: a worker that has nothing to do stays awake for a while."""
+    before, now = None, _ticks()
+    while now != before:
+        time.sleep(0.2)
+        before, now = now, _ticks()
+    return now
 
 
 def _ticks() -> dict[str, int]:
