@@ -2,7 +2,8 @@
 
 Conv, Gemm and MatMul with a constant operand all compute Y = W X for a matrix W of
 (outputs, inputs) and some number of positions (tokens, pixels, rows). Passes and targets both
-speak of layers in this one form.
+speak of layers in this one form. A ConvTranspose has such a matrix too, but each position meets
+some of its columns only: what changes weights one by one takes it as well.
 """
 
 from collections.abc import Iterator
@@ -60,9 +61,17 @@ class Layer:
     def matrix(self) -> np.ndarray:
         """Return the weights as (outputs, inputs), a read-only view where one exists."""
         values: np.ndarray = self.weight.values
+        if self.node.op == "ConvTranspose":
+            return values.swapaxes(0, 1).reshape(values.shape[1], -1)
         if self.node.op == "Conv" or (self.node.op == "Gemm" and self.node.attrs.get("transB")):
             return values.reshape(values.shape[0], -1)
         return values.T
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the stored weights that counts outputs."""
+        rows_first = self.node.op == "Conv" or bool(self.node.attrs.get("transB"))
+        return 0 if rows_first else 1
 
     @property
     def is_quantized(self) -> bool:
@@ -87,9 +96,23 @@ def linear_layers(graph: Graph) -> Iterator[Layer]:
             yield layer
 
 
+def weighted_layers(graph: Graph) -> Iterator[Layer]:
+    """Yield the layers of the main graph, and every ConvTranspose that has no groups."""
+    for node in graph.nodes:
+        layer = weighted_layer(node)
+        if layer is not None:
+            yield layer
+
+
 def linear_layer(node: gs.Node) -> Layer | None:
     """Return the layer that a node is, or None."""
-    if node.op not in LAYERS or len(node.inputs) < 2:
+    return weighted_layer(node) if node.op in LAYERS else None
+
+
+def weighted_layer(node: gs.Node) -> Layer | None:
+    """Return the layer, or the ConvTranspose without groups, that a node is, or None."""
+    transposed = node.op == "ConvTranspose" and node.attrs.get("group", 1) == 1
+    if not (node.op in LAYERS or transposed) or len(node.inputs) < 2:
         return None
     weight = node.inputs[1]
     if weight.inputs and weight.inputs[0].op == "DequantizeLinear":
@@ -98,7 +121,7 @@ def linear_layer(node: gs.Node) -> Layer | None:
 
 
 def layer_with(node: gs.Node, weight: gs.Constant) -> Layer | None:
-    """Return the layer that a Conv, Gemm or MatMul is with these weights, or None."""
+    """Return what `weighted_layer` does of a node with these weights."""
     if is_constant(node.inputs[0]):
         return None
     if node.op == "MatMul" and len(weight.shape) != 2:
@@ -113,6 +136,6 @@ def _positions(node: gs.Node) -> int:
     shape = static_shape(node.outputs[0])
     if shape is None:
         return 0
-    if node.op == "Conv":
+    if node.op in ("Conv", "ConvTranspose"):
         return int(shape[0] * np.prod(shape[2:], dtype=np.int64))
     return int(np.prod(shape[:-1], dtype=np.int64))

@@ -10,7 +10,7 @@ from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
-from tilewright.layers import Layer, linear_layers
+from tilewright.layers import Layer, weighted_layers
 from tilewright.opset import with_opset
 from tilewright.passes.quantize.names import free_stem
 from tilewright.protocol import Context, Note, Outcome
@@ -27,13 +27,15 @@ _VALUES = 1 << 16
 class Quantize:
     """Put QuantizeLinear and DequantizeLinear around the inputs and weights of every layer.
 
+    Layers are Conv, Gemm, MatMul by a constant, and ConvTranspose.
+
     Weights become int8, symmetric, with a scale for each output channel; a zero stays zero.
     Activations become uint8 with one scale and zero point a tensor, which siblings share. Their
     range holds all calibration values (`range` "minmax"), or the share `percentile` of them
     without the largest on either side ("percentile"). Zero is always in the range, so that
     padding is exact. With `activations` false only the weights are quantized: what memory holds
     is smaller, the arithmetic stays in floats, and no calibration is needed. Biases and
-    everything else stay float32. Grouped convolutions and layers named in `skip` are left
+    everything else stay float32. Grouped ones and layers named in `skip` are left
     alone, as are those whose weights other nodes read.
     """
 
@@ -72,7 +74,9 @@ class Quantize:
             )
         edited = with_opset(graph.edit().sorted(), _PER_CHANNEL_OPSET)
         notes: list[Note] = []
-        layers = [layer for layer in linear_layers(edited) if self._takes(edited, layer, notes)]
+        layers = [
+            layer for layer in weighted_layers(edited) if self._takes(edited, layer, notes)
+        ]
         ranges: dict[str, tuple[float, float]] = {}
         if context.calibration is not None and self.activations:
             ranges = self._ranges(edited, layers, context.calibration)
@@ -160,7 +164,7 @@ def _through_uint8(graph: Graph, tensor: gs.Tensor, low: float, high: float) -> 
 def _int8_weights(graph: Graph, layer: Layer) -> gs.Variable:
     """Append the node that makes a layer's weights from int8; return what comes out."""
     weight = layer.weight
-    axis = 0 if layer.node.op == "Conv" or layer.node.attrs.get("transB") else 1
+    axis = layer.output_axis
     others = tuple(a for a in range(weight.values.ndim) if a != axis)
     most = np.abs(weight.values).max(axis=others)
     scales = np.where(most > 0, most / _WEIGHT_STEPS, 1.0).astype(np.float32)

@@ -1,11 +1,13 @@
 """Layers whose activations and weights are 8-bit integers, onto the integer kernel."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from tilewright.graph import static_shape
 from tilewright.protocol import LayerDecision
+from tilewright.targets.kernels.elementwise import Chain
 from tilewright.targets.kernels.integer import INTERLEAVED, IntegerKernel
 from tilewright.targets.kernels.tile import PARALLEL_MACS
 from tilewright.targets.lower.integer_tiles import PackedIntegers, pack_integers
@@ -23,6 +25,7 @@ from tilewright.targets.lower.quantized import IntegerLayer
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.sites import Site
 from tilewright.targets.lower.tiles import dense_steps, sparse_steps
+from tilewright.targets.lower.window import Window
 
 _ROWS = 32  # output channels of a tile: as many as pay for packing its activations
 _SHIFT = 128  # from int8 activations to the unsigned ones that the kernel multiplies
@@ -34,8 +37,6 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
     layer = lowering.integers(node)
     assert layer is not None, f"{node.name} is not quantized"
     matrix = layer.weights.matrix
-    if 2 * 255 * np.abs(matrix.astype(np.int64)).sum(axis=1).max(initial=0) >= 1 << 31:
-        raise NotLowered(f"{node.op} whose sums may not fit 32 bits")
     shape = static_shape(node.outputs[0])
     assert shape is not None, f"{node.name} has no static shape"
     scales = layer.weights.scales * np.float32(layer.scale)
@@ -43,6 +44,22 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
     problem = along_positions(lowering, node, layer.source, replace(problem, scales=scales))
     order, run = positions_order(node, shape, problem.channel)
     chain, operands, outputs = chain_behind(lowering, region, problem, order, run)
+    call_integers(lowering, region, layer, problem, chain, operands, outputs)
+
+
+def call_integers(
+    lowering: Lowering,
+    region: Region,
+    layer: IntegerLayer,
+    problem: Problem,
+    chain: Chain,
+    operands: Sequence[Window],
+    outputs: Sequence[Window],
+) -> None:
+    """Pack a problem's weights and call the integer kernel on windows of the result's shape."""
+    node, matrix = region.anchor, problem.matrix
+    if 2 * 255 * np.abs(matrix.astype(np.int64)).sum(axis=1).max(initial=0) >= 1 << 31:
+        raise NotLowered(f"{node.op} whose sums may not fit 32 bits")
     places = places_of(node, problem, chain, operands, outputs)
     if places.width < lowering.isa.lanes:
         raise NotLowered(f"{node.op} with {places.width} positions in a row")
@@ -88,7 +105,7 @@ def _pack(
     lowering: Lowering, region: Region, layer: IntegerLayer, problem: Problem
 ) -> tuple[PackedIntegers, bool, str]:
     """Return the packed weights, whether zeros are computed like any other weight, and why."""
-    matrix = layer.weights.matrix
+    matrix = problem.matrix
     zeros = 1 - np.count_nonzero(matrix) / matrix.size
     least = float(lowering.target.settings.get("min_sparse_share", 0.0))
     dense = bool(zeros < least) or sparse_steps(matrix, _ROWS) >= dense_steps(matrix, _ROWS)

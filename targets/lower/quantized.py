@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import constant, is_constant
-from tilewright.layers import LAYERS, Layer, layer_with, linear_layer
+from tilewright.layers import Layer, layer_with, weighted_layer
 
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # the least whose reciprocal is a float32
 _SMALL = (np.dtype(np.uint8), np.dtype(np.int8))
@@ -32,7 +32,7 @@ class IntegerLayer:
 
 def integer_layer(node: gs.Node) -> IntegerLayer | None:
     """Return a node as a layer on integers, or None where it is none."""
-    left = _dequantizer(node.inputs[0]) if node.op in LAYERS else None
+    left = None if weighted_layer(node) is None else _dequantizer(node.inputs[0])
     if left is None:
         return None
     source = left.inputs[0]
@@ -47,16 +47,15 @@ def integer_layer(node: gs.Node) -> IntegerLayer | None:
 
 def small_weights(node: gs.Node) -> SmallWeights | None:
     """Return a layer's weights where they are int8 with a scale a row, or None."""
-    layer = linear_layer(node)
+    layer = weighted_layer(node)
     if layer is None or layer.groups > 1 or layer.weight.dtype != np.int8:
         return None
     right = _dequantizer(node.inputs[1])
     if right is None or _zeros(right).any():
         return None
-    by_rows = node.op == "Conv" or bool(node.attrs.get("transB"))
     scales = right.inputs[1].values.astype(np.float32)
     axis = int(right.attrs.get("axis", 1)) % len(layer.weight.shape)
-    if scales.size > 1 and axis != (0 if by_rows else 1):
+    if scales.size > 1 and axis != layer.output_axis:
         return None
     scales = scales.reshape(-1) * np.float32(node.attrs.get("alpha", 1.0))
     return SmallWeights(layer.matrix(), np.broadcast_to(scales, (layer.outputs,)))
@@ -64,7 +63,7 @@ def small_weights(node: gs.Node) -> SmallWeights | None:
 
 def lowered_layer(node: gs.Node) -> Layer | None:
     """Return a layer as float kernels run it: quantized weights are taken as numbers."""
-    layer = linear_layer(node)
+    layer = weighted_layer(node)
     if layer is None or not layer.is_quantized:
         return layer
     dequantizer = _dequantizer(node.inputs[1])

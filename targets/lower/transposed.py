@@ -6,16 +6,19 @@ Output row o takes input row i through tap k where o = i * stride + k - pad. Row
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
-from tilewright.graph import is_constant, static_shape
+from tilewright.graph import static_shape
 from tilewright.targets.kernels.elementwise import Chain, Source, Step
 from tilewright.targets.kernels.planes import PlaneShape
 from tilewright.targets.lower.choose import choose
+from tilewright.targets.lower.integer import call_integers
 from tilewright.targets.lower.layer import call_tiles
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes
 from tilewright.targets.lower.problem import Problem
+from tilewright.targets.lower.quantized import IntegerLayer, lowered_layer
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.window import Window
 
@@ -45,11 +48,12 @@ class _Axis:
 def lower_conv_transpose(lowering: Lowering, region: Region) -> None:
     """Lower an ungrouped, undilated ConvTranspose over two axes."""
     node = region.anchor
-    weight = node.inputs[1]
+    layer = lowered_layer(node)
+    integers = lowering.integers(node)
     out = static_shape(node.outputs[0])
     assert out is not None
     dilated = set(node.attrs.get("dilations", [1, 1])) != {1}
-    if not is_constant(weight) or len(out) != 4 or dilated or node.attrs.get("group", 1) != 1:
+    if layer is None or len(out) != 4 or dilated:
         raise NotLowered("ConvTranspose that is grouped, dilated or not over two axes")
     if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise NotLowered("ConvTranspose with auto_pad")
@@ -59,12 +63,14 @@ def lower_conv_transpose(lowering: Lowering, region: Region) -> None:
     pads = node.attrs.get("pads", [0] * 4)
     axes = [
         _Axis(s, k, p, o)
-        for s, k, p, o in zip(strides, weight.shape[2:], pads[:2], out[2:], strict=True)
+        for s, k, p, o in zip(strides, layer.weight.shape[2:], pads[:2], out[2:], strict=True)
     ]
     if any(a.kernel < a.stride for a in axes):
         raise NotLowered("ConvTranspose that leaves gaps")
     rows, columns = axes
     pitch = columns.count - 1 + max(len(columns.taps(p)) for p in range(columns.stride))
+    matrix = layer.matrix() if integers is None else integers.weights.matrix
+    weights = matrix.reshape(out[1], -1, *layer.weight.shape[2:])
     phases = lowering.program.tensor(
         f"{node.name}.phases",
         (out[0], out[1], rows.stride, columns.stride, rows.count, pitch),
@@ -75,20 +81,25 @@ def lower_conv_transpose(lowering: Lowering, region: Region) -> None:
             target = phases.sliced(2, py, 1).sliced(3, px, 1)
             plain = target.reshaped((out[0], out[1], rows.count, pitch))
             assert plain is not None
-            _phase(lowering, region, axes, (py, px), plain)
+            _phase(lowering, region, integers, weights, axes, (py, px), plain)
     _interleave(lowering, node, axes, phases.sliced(5, 0, columns.count), out)
 
 
 def _phase(
     lowering: Lowering,
     region: Region,
+    integers: IntegerLayer | None,
+    weights: np.ndarray,
     axes: list[_Axis],
     phase: tuple[int, int],
     target: Window,
 ) -> None:
-    """Compute one phase into `target`, whose rows are as far apart as those of the input."""
+    """Compute one phase into `target`, whose rows are as far apart as those of the input.
+
+    `weights` are (outputs, inputs, rows, columns).
+    """
     node = region.anchor
-    window = lowering.window(node.inputs[0])
+    window = lowering.window(node.inputs[0] if integers is None else integers.source)
     taps = [axis.taps(p) for axis, p in zip(axes, phase, strict=True)]
     before = [len(t) - 1 - axis.first for t, axis in zip(taps, axes, strict=True)]
     for place, pad in enumerate(before):
@@ -105,9 +116,9 @@ def _phase(
         stride=(1, 1),
         dilation=(1, 1),
     )
-    planes, offsets = pad_planes(lowering, node.name, window, shape)
-    values = node.inputs[1].values[:, :, taps[0]][:, :, :, taps[1]]
-    matrix = values.transpose(1, 0, 2, 3).reshape(values.shape[1], -1)
+    edge = 0 if integers is None else integers.zero
+    planes, offsets = pad_planes(lowering, node.name, window, shape, edge)
+    matrix = weights[:, :, taps[0]][:, :, :, taps[1]].reshape(len(weights), -1)
     target = target.sliced(3, 0, shape.out_width)
     steps: tuple[int, ...] = (shape.phase[1], 1)
     extents: tuple[int, ...] = (shape.out_height, shape.out_width)
@@ -120,15 +131,34 @@ def _phase(
         planes.buffer, (planes.shape[0], *extents), (planes.strides[0], *steps), planes.offset
     )
     problem = Problem(matrix, source, offsets, 1)
+    chain, operands = _scaled(lowering, node, integers, target.shape)
+    if integers is not None:
+        call_integers(lowering, region, integers, problem, chain, operands, [target])
+        return
     choice = choose(lowering, region, problem, target.shape, lanes="positions")
-    chain, operands = Chain(), []
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        bias = lowering.window(node.inputs[2])
-        same = (0, bias.strides[0], *(0 for _ in extents))
-        operands = [Window(bias.buffer, target.shape, same, bias.offset)]
-        step = Step("Add", (Source("result"), Source("operand", 0)))
-        chain = Chain((step,), (Source("step", 0),))
     call_tiles(lowering, region, problem, choice, chain, operands, [target])
+
+
+def _scaled(
+    lowering: Lowering, node: gs.Node, integers: IntegerLayer | None, shape: tuple[int, ...]
+) -> tuple[Chain, list[Window]]:
+    """Return the chain of a phase and its operands: what sums are multiplied by, the bias."""
+    steps: list[Step] = []
+    operands: list[Window] = []
+
+    def step(op: str, vector: Window) -> None:
+        same = (0, vector.strides[0], *(0 for _ in shape[2:]))
+        before = Source("step", len(steps) - 1) if steps else Source("result")
+        steps.append(Step(op, (before, Source("operand", len(operands)))))
+        operands.append(Window(vector.buffer, shape, same, vector.offset))
+
+    if integers is not None:
+        scales = integers.weights.scales * np.float32(integers.scale)
+        step("Mul", lowering.program.constant(f"{node.name}.scales", scales))
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        step("Add", lowering.window(node.inputs[2]))
+    last = Source("step", len(steps) - 1) if steps else Source("result")
+    return Chain(tuple(steps), (last,)), operands
 
 
 def _interleave(

@@ -52,6 +52,21 @@ def test_weights_are_int8_to_the_nearest_step_of_their_own_channel() -> None:
     assert (np.abs(integers * scales - w) <= scales / 2 * (1 + 1e-5)).all()
 
 
+def test_a_transposed_convolution_has_scales_by_output_channel() -> None:
+    w = normal(3, 5, 2, 2) * np.arange(5, dtype=np.float32).reshape(5, 1, 1)
+    model = small_model(
+        "g (float[1,3,4,4] x) => (float[1,5,5,5] y) { y = ConvTranspose(x, w) }", w=w
+    )
+    graph = Graph.from_onnx(model).infer_shapes()
+    found = quantized(graph, normal(2, 3, 4, 4))
+    integers, scales, _ = constants_of(node(found.graph, "w/dequantize"))
+    most = np.abs(w).max(axis=(0, 2, 3))
+    np.testing.assert_allclose(scales[1:], most[1:] / 127, rtol=1e-6)
+    back = integers * scales.reshape(1, 5, 1, 1)
+    assert (np.abs(back - w) <= scales.reshape(5, 1, 1) / 2 * (1 + 1e-5)).all()
+    assert found.notes == ()
+
+
 def test_pruned_weights_stay_zero() -> None:
     w = normal(6, 4)
     w[::2] = 0

@@ -93,6 +93,50 @@ def test_the_largest_values_do_not_overflow(isa: str) -> None:
 
 
 @every_dot
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+@pytest.mark.parametrize(
+    ("kernel", "geometry", "shape"),
+    [
+        (2, "strides = [2, 2]", (40, 36)),
+        (4, "strides = [2, 2], pads = [1, 1, 1, 1]", (40, 36)),
+        (3, "strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1]", (40, 36)),
+        (3, "strides = [3, 3]", (60, 54)),
+        (3, "pads = [1, 1, 1, 1]", (20, 18)),
+    ],
+)
+def test_transposed_convolutions_are_exact(
+    kernel: int, geometry: str, shape: tuple[int, int], kind: str, isa: str
+) -> None:
+    graph = graph_of(
+        f"""g ({kind}[2,5,20,18] x) => (float[2,7,{shape[0]},{shape[1]}] y) {{
+            a = DequantizeLinear(x, s, z)  b = DequantizeLinear <axis = 1> (w, v)
+            y = ConvTranspose <{geometry}> (a, b)
+        }}""",
+        s=np.array(SOURCE_SCALE, np.float32),
+        z=np.array(3, kind),
+        w=whole(5, 7, kernel, kernel),
+        v=np.full(7, WEIGHT_SCALE, np.float32),
+    )
+    made = agree(graph, {"x": whole(2, 5, 20, 18, kind=kind, seed=1)}, isa, within=EXACT)
+    assert {layer.kernel for layer in made.layers} == {"int8 dense, lanes = positions"}
+
+
+def test_a_quantized_transposed_convolution_over_few_columns_runs_in_floats() -> None:
+    graph = graph_of(
+        """g (uint8[1,5,3,2] x) => (float[1,7,6,4] y) {
+            a = DequantizeLinear(x, s)  b = DequantizeLinear <axis = 1> (w, v)
+            y = ConvTranspose <strides = [2, 2]> (a, b)
+        }""",
+        s=np.array(SOURCE_SCALE, np.float32),
+        w=whole(5, 7, 2, 2),
+        v=np.full(7, WEIGHT_SCALE, np.float32),
+    )
+    made = agree(graph, {"x": whole(1, 5, 3, 2, kind="uint8", seed=1)}, within=EXACT)
+    assert islands(made) == []
+    assert {layer.bits for layer in made.layers} == {32}
+
+
+@every_dot
 @pytest.mark.parametrize(
     "geometry",
     [
