@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -121,7 +121,7 @@ class _Variant:
     nodes: list[frozenset[str]]  # of each part
     runs: list[list[int]] = field(default_factory=list)
 
-    def takes(self, nodes: Sequence[str]) -> float:
+    def takes(self, nodes: Collection[str]) -> float:
         """Return the microseconds of all parts that some nodes run in."""
         of_nodes = [not part.isdisjoint(nodes) for part in self.nodes]
         typical = np.percentile(self.runs, _PERCENTILE, axis=0)
@@ -169,15 +169,24 @@ def _conclude(
     """Note and keep the times of the ways that the variants took."""
     for question in unknown:
         taken = [v for v in variants if v.number == 0 or v.kind == question.kind]
-        places = survey.nodes[question]
-        times = [
-            round(float(np.mean([variant.takes(nodes) for nodes in places])), 2)
-            for variant in taken[: survey.tried(question)]
-        ]
+        taken = taken[: survey.tried(question)]
+        places = [_meeting(nodes, taken) for nodes in survey.nodes[question]]
+        times = [round(float(np.mean([v.takes(nodes) for nodes in places])), 2) for v in taken]
         survey.times[question] = tuple(times)
         if len(times) > 1:
             timings = survey.tuning.timings
             timings.keep(survey.device, question.problem, question.ways, times)
+
+
+def _meeting(nodes: Sequence[str], variants: Sequence[_Variant]) -> set[str]:
+    """Add the nodes that share a part with some in any variant: all then do the same work."""
+    found, before = set(nodes), 0
+    while len(found) > before:
+        before = len(found)
+        for part in (part for variant in variants for part in variant.nodes):
+            if not part.isdisjoint(found):
+                found |= part
+    return found
 
 
 def _numbers(unknown: Sequence[_Question], survey: _Survey) -> Iterator[tuple[str, int]]:

@@ -6,6 +6,7 @@ speak of layers in this one form. A ConvTranspose has such a matrix too, but eac
 some of its columns only: what changes weights one by one takes it as well.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from tilewright.graph import Graph, constant, is_constant, static_shape
 
-LAYERS = ("Conv", "Gemm", "MatMul")
+_LINEAR = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +57,13 @@ class Layer:
     @property
     def is_depthwise(self) -> bool:
         """One input channel a group."""
-        return self.groups > 1 and self.weight.shape[1] == 1
+        return self.node.op == "Conv" and self.groups > 1 and self.weight.shape[1] == 1
 
     def matrix(self) -> np.ndarray:
         """Return the weights as (outputs, inputs), a read-only view where one exists."""
         values: np.ndarray = self.weight.values
-        if self.node.op == "ConvTranspose":
-            return values.swapaxes(0, 1).reshape(values.shape[1], -1)
-        if self.node.op == "Conv" or (self.node.op == "Gemm" and self.node.attrs.get("transB")):
-            return values.reshape(values.shape[0], -1)
-        return values.T
+        by_outputs = values if self.output_axis == 0 else values.swapaxes(0, 1)
+        return by_outputs.reshape(by_outputs.shape[0], math.prod(by_outputs.shape[1:]))
 
     @property
     def output_axis(self) -> int:
@@ -81,10 +79,10 @@ class Layer:
     def replace(self, matrix: np.ndarray) -> None:
         """Give the node the weights of a (outputs, inputs) matrix; only in an edited graph."""
         shape = self.weight.shape
-        if self.node.op == "Conv" or (self.node.op == "Gemm" and self.node.attrs.get("transB")):
+        if self.output_axis == 0:
             values = matrix.reshape(shape)
         else:
-            values = matrix.T
+            values = matrix.reshape(shape[1], shape[0], *shape[2:]).swapaxes(0, 1)
         self.weight.values = constant(self.weight.name, values.astype(self.weight.dtype)).values
 
 
@@ -97,7 +95,7 @@ def linear_layers(graph: Graph) -> Iterator[Layer]:
 
 
 def weighted_layers(graph: Graph) -> Iterator[Layer]:
-    """Yield the layers of the main graph, and every ConvTranspose that has no groups."""
+    """Yield the layers of the main graph, and every ConvTranspose."""
     for node in graph.nodes:
         layer = weighted_layer(node)
         if layer is not None:
@@ -106,13 +104,12 @@ def weighted_layers(graph: Graph) -> Iterator[Layer]:
 
 def linear_layer(node: gs.Node) -> Layer | None:
     """Return the layer that a node is, or None."""
-    return weighted_layer(node) if node.op in LAYERS else None
+    return weighted_layer(node) if node.op in _LINEAR else None
 
 
 def weighted_layer(node: gs.Node) -> Layer | None:
-    """Return the layer, or the ConvTranspose without groups, that a node is, or None."""
-    transposed = node.op == "ConvTranspose" and node.attrs.get("group", 1) == 1
-    if not (node.op in LAYERS or transposed) or len(node.inputs) < 2:
+    """Return the layer, or the ConvTranspose, that a node is, or None."""
+    if node.op not in (*_LINEAR, "ConvTranspose") or len(node.inputs) < 2:
         return None
     weight = node.inputs[1]
     if weight.inputs and weight.inputs[0].op == "DequantizeLinear":
@@ -128,7 +125,7 @@ def layer_with(node: gs.Node, weight: gs.Constant) -> Layer | None:
         return None
     if node.op == "Gemm" and node.attrs.get("transA"):
         return None
-    groups = int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
+    groups = int(node.attrs.get("group", 1)) if node.op.startswith("Conv") else 1
     return Layer(node, weight, _positions(node), groups)
 
 

@@ -5,9 +5,10 @@ other sizes but for constants that shapes were folded into: those are found by f
 original at both sizes, and replaced.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from itertools import dropwhile
 
 import numpy as np
@@ -91,42 +92,63 @@ def at_other_size(graph: Graph, here: Graph, there: Graph, sizes: str) -> Graph:
                 "it. Compile the model for each size by itself."
             )
         tensor.values = constant(name, values).values
-    before, after = _variables(here), _variables(there)
-    for name, tensor in _variables(moved).items():
-        untouched = name in before and tensor.shape == before[name].shape
-        tensor.shape = after[name].shape if untouched else None
+    before, after = _shapes(here), _shapes(there)
+    for name, tensors in _variables(moved).items():
+        untouched = all(t.shape == before.get(name, ()) for t in tensors)
+        for tensor in tensors:
+            tensor.shape = after[name] if untouched else None
     return moved.infer_shapes()
 
 
-def _variables(graph: Graph) -> dict[str, gs.Variable]:
-    """Return what nodes compute, those in branches too."""
-    tensors = [item for scope in graph.scopes() for item in scope.tensors().items()]
-    return {name: tensor for name, tensor in tensors if isinstance(tensor, gs.Variable)}
+def _variables(graph: Graph) -> dict[str, list[gs.Variable]]:
+    """Return all tensors that are no constants; branches may give several one name."""
+    found: dict[str, dict[int, gs.Variable]] = {}
+    for scope in graph.scopes():
+        for name, tensor in scope.tensors().items():
+            if isinstance(tensor, gs.Variable):
+                found.setdefault(name, {})[id(tensor)] = tensor
+    return {name: list(tensors.values()) for name, tensors in found.items()}
+
+
+def _shapes(graph: Graph) -> dict[str, list[int | str] | None]:
+    """Return the shapes of the tensors that have a name of their own."""
+    return {
+        name: tensors[0].shape
+        for name, tensors in _variables(graph).items()
+        if len(tensors) == 1
+    }
 
 
 def _check_same_nodes(here: Graph, there: Graph, sizes: str) -> None:
+    outer = set(here.constants())
     for one, other in zip(here.nodes, there.nodes, strict=False):
-        if _described(one) != _described(other):
+        if _described(one, outer) != _described(other, outer):
+            another = "another " if one.op == other.op else ""
             raise _differ(
-                sizes, f"{one.op} {one.name} is another {other.op} {other.name} there"
+                sizes, f"{one.op} {one.name} is {another}{other.op} {other.name} there"
             )
     if len(here.nodes) != len(there.nodes):
         raise _differ(sizes, f"{len(here.nodes)} nodes are {len(there.nodes)} there")
 
 
-def _described(node: gs.Node) -> tuple[object, ...]:
-    attributes = {key: _plain(value) for key, value in sorted(node.attrs.items())}
+def _described(node: gs.Node, outer: Collection[str]) -> tuple[object, ...]:
+    """Return what can be compared of a node, but for the `outer` constants that it reads."""
+    attributes = {key: _plain(value, outer) for key, value in sorted(node.attrs.items())}
     names = [t.name for t in (*node.inputs, *node.outputs)]
     return node.op, node.domain, names, attributes
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, outer: Collection[str]) -> object:
     """Return an attribute as what can be compared; of a branch its nodes and its constants."""
     if not isinstance(value, gs.Graph):
         return str(value)
-    tensors = value._local_tensors().values()
-    constants = [(t.name, t.values.tolist()) for t in tensors if is_constant(t)]
-    return [_described(node) for node in value.nodes], constants
+    constants = [
+        (name, tensor.dtype, tensor.shape, sha256(tensor.values.tobytes()).digest())
+        for name, tensor in value.tensors().items()
+        if is_constant(tensor) and name not in outer
+    ]
+    results = [tensor.name for tensor in value.outputs]
+    return [_described(node, outer) for node in value.nodes], results, constants
 
 
 def _differ(sizes: str, what: str) -> UnusableInput:

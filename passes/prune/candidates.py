@@ -87,9 +87,9 @@ def inner(graph: Graph) -> list[Note]:
 
 
 def transposed(graph: Graph) -> list[Note]:
-    """Note the transposed convolutions, which no tile kernel runs."""
+    """Note the transposed convolutions, of whose matrix no position meets all columns."""
     return [
-        Note(node.name, "a ConvTranspose is not pruned: its kernels are dense")
+        Note(node.name, "a ConvTranspose is not pruned")
         for node in graph.nodes
         if node.op == "ConvTranspose" and is_constant(node.inputs[1])
     ]

@@ -10,7 +10,7 @@ from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
-from tilewright.layers import Layer, weighted_layers
+from tilewright.layers import Layer, linear_layers, weighted_layers
 from tilewright.opset import with_opset
 from tilewright.passes.quantize.names import free_stem
 from tilewright.protocol import Context, Note, Outcome
@@ -27,16 +27,15 @@ _VALUES = 1 << 16
 class Quantize:
     """Put QuantizeLinear and DequantizeLinear around the inputs and weights of every layer.
 
-    Layers are Conv, Gemm, MatMul by a constant, and ConvTranspose.
-
     Weights become int8, symmetric, with a scale for each output channel; a zero stays zero.
     Activations become uint8 with one scale and zero point a tensor, which siblings share. Their
     range holds all calibration values (`range` "minmax"), or the share `percentile` of them
     without the largest on either side ("percentile"). Zero is always in the range, so that
     padding is exact. With `activations` false only the weights are quantized: what memory holds
     is smaller, the arithmetic stays in floats, and no calibration is needed. Biases and
-    everything else stay float32. Grouped ones and layers named in `skip` are left
-    alone, as are those whose weights other nodes read.
+    everything else stay float32. Layers are Conv, Gemm, MatMul by a constant and, with
+    `activations`, ConvTranspose; grouped ones and those named in `skip` are left alone, as are
+    those whose weights other nodes read.
     """
 
     activations: bool = True
@@ -74,9 +73,9 @@ class Quantize:
             )
         edited = with_opset(graph.edit().sorted(), _PER_CHANNEL_OPSET)
         notes: list[Note] = []
-        layers = [
-            layer for layer in weighted_layers(edited) if self._takes(edited, layer, notes)
-        ]
+        # The weights of a ConvTranspose only stay small where integers multiply them.
+        known = weighted_layers(edited) if self.activations else linear_layers(edited)
+        layers = [layer for layer in known if self._takes(edited, layer, notes)]
         ranges: dict[str, tuple[float, float]] = {}
         if context.calibration is not None and self.activations:
             ranges = self._ranges(edited, layers, context.calibration)

@@ -36,10 +36,8 @@ class BottleneckKernel:
                 part = pen.opaque(low + i)
                 begin = pen.opaque(part % plane.slices * self._positions)
                 here = between.behind(0 - begin)
-                expanding, projecting = (
-                    pen.beside(own, here),
-                    pen.behind(own).beside(SOURCE, here),
-                )
+                expanding = pen.beside(own, here)
+                projecting = pen.behind(own).beside(SOURCE, here)
                 window = expanding.behind(len(self.first.layer.kinds()))
                 for group, height in enumerate(self.first.layer.heights):
                     tiles = self.first.layer.group(pen, group)

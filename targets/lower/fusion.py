@@ -15,9 +15,9 @@ from tilewright.targets.lower.program import Call, Program
 from tilewright.targets.lower.sites import Pick, Site
 from tilewright.targets.lower.window import LINE, Buffer
 
-# Elements of a map that are worth keeping where they were computed, and of a slice that stays
-# in a second-level cache beside weights.
-_LARGE, _STAYS = 1 << 15, 1 << 16
+# Elements of a map that are worth keeping where they were computed; of a slice that stays in a
+# second-level cache beside weights, as it should and as it may.
+_LARGE, _STAYS, _MOST = 1 << 15, 1 << 16, 1 << 17
 
 
 def fuse_windows(program: Program, threads: int, pick: Pick) -> None:
@@ -33,7 +33,7 @@ def fuse_windows(program: Program, threads: int, pick: Pick) -> None:
 
     def projection(first: Call, layer: Call) -> Call | None:
         joined = _with_projection(first, layer, program, threads)
-        if joined is None or not _keeps_more(joined, threads, pick):
+        if joined is None or not _keeps_more(joined, program, threads, pick):
             return None
         offsets = layer.refs[tile.OFFSETS].buffer
         apart, here = _between(first).n, _between(joined).n
@@ -110,7 +110,7 @@ def _with_window(layer: Call, planes: Call, program: Program) -> Call | None:
 
 
 def _pays(joined: Call, program: Program, pick: Pick) -> bool:
-    """Say whether one kernel is faster than two."""
+    """Say whether a layer and the window behind it are faster as one kernel."""
     kernel = joined.kernel
     assert isinstance(kernel, TilePlaneKernel)
     plane = kernel.plane
@@ -156,20 +156,24 @@ def _with_projection(first: Call, layer: Call, program: Program, threads: int) -
     return Call(joined, refs, (*first.nodes, *layer.nodes))
 
 
-def _keeps_more(joined: Call, threads: int, pick: Pick) -> bool:
-    """Say whether one kernel is faster than two."""
+def _keeps_more(joined: Call, program: Program, threads: int, pick: Pick) -> bool:
+    """Say whether a layer, a window and a layer are faster slice by slice."""
     kernel = joined.kernel
     assert isinstance(kernel, BottleneckKernel)
     plane, projection = kernel.first.plane, kernel.projection
     shape = plane.shape
     results = plane.images * plane.channels * shape.out_height * shape.out_width
+    values = tile.VALUES, len(kernel.first.kinds()) - 1 + tile.VALUES - (tile.SOURCE + 1)
+    weights = [program.constants[joined.refs[place].buffer].size for place in values]
     described = (
         f"{plane.name} {shape.kernel}, strides {shape.stride} on {plane.images} x "
         f"{plane.channels} planes of {shape.height} x {shape.width} between tiles of "
-        f"{kernel.first.layer.heights} and {projection.heights}"
+        f"{kernel.first.layer.heights} with {weights[0]} weights and of {projection.heights} "
+        f"with {weights[1]}"
     )
     ways = ["slice by slice", "apart"]
-    if results < _LARGE or plane.images * plane.slices < threads:
+    slices, kept = plane.images * plane.slices, plane.channels * _between(joined).n
+    if results < _LARGE or slices < threads or kept > _MOST:
         ways.reverse()
     picked = pick(Site("bottleneck", described, joined.nodes), ways)
     return ways[picked.number] == "slice by slice"

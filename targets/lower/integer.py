@@ -23,7 +23,7 @@ from tilewright.targets.lower.problem import (
 from tilewright.targets.lower.program import Ref
 from tilewright.targets.lower.quantized import IntegerLayer
 from tilewright.targets.lower.regions import Region
-from tilewright.targets.lower.sites import Site
+from tilewright.targets.lower.sites import Pick, Site, estimated
 from tilewright.targets.lower.tiles import dense_steps, sparse_steps
 from tilewright.targets.lower.window import Window
 
@@ -44,7 +44,7 @@ def lower_integers(lowering: Lowering, region: Region) -> None:
     problem = along_positions(lowering, node, layer.source, replace(problem, scales=scales))
     order, run = positions_order(node, shape, problem.channel)
     chain, operands, outputs = chain_behind(lowering, region, problem, order, run)
-    call_integers(lowering, region, layer, problem, chain, operands, outputs)
+    call_integers(lowering, region, layer, problem, chain, operands, outputs, lowering.pick)
 
 
 def call_integers(
@@ -55,15 +55,19 @@ def call_integers(
     chain: Chain,
     operands: Sequence[Window],
     outputs: Sequence[Window],
+    pick: Pick = estimated,
 ) -> None:
-    """Pack a problem's weights and call the integer kernel on windows of the result's shape."""
+    """Pack a problem's weights and call the integer kernel on windows of the result's shape.
+
+    `pick` is asked whether to skip zeros, where the node's time is that of this call.
+    """
     node, matrix = region.anchor, problem.matrix
     if 2 * 255 * np.abs(matrix.astype(np.int64)).sum(axis=1).max(initial=0) >= 1 << 31:
         raise NotLowered(f"{node.op} whose sums may not fit 32 bits")
     places = places_of(node, problem, chain, operands, outputs)
     if places.width < lowering.isa.lanes:
         raise NotLowered(f"{node.op} with {places.width} positions in a row")
-    packed, dense, reason = _pack(lowering, region, layer, problem)
+    packed, dense, reason = _pack(lowering, region, layer, problem, pick)
     kernel = IntegerKernel(
         images=places.images,
         height=places.height,
@@ -102,7 +106,7 @@ def call_integers(
 
 
 def _pack(
-    lowering: Lowering, region: Region, layer: IntegerLayer, problem: Problem
+    lowering: Lowering, region: Region, layer: IntegerLayer, problem: Problem, pick: Pick
 ) -> tuple[PackedIntegers, bool, str]:
     """Return the packed weights, whether zeros are computed like any other weight, and why."""
     matrix = problem.matrix
@@ -115,7 +119,7 @@ def _pack(
     )
     ways = ("dense", "sparse") if dense else ("sparse", "dense")
     site = Site("layer", described, (region.anchor.name,))
-    picked = lowering.pick(site, ways if zeros else ways[:1])
+    picked = pick(site, ways if zeros else ways[:1])
     dense = ways[picked.number] == "dense"
     zero = layer.zero + (_SHIFT if layer.source.dtype == np.int8 else 0)
     packed = pack_integers(matrix, problem.offsets, lowering.isa.dot, _ROWS, dense, zero)

@@ -198,7 +198,7 @@ def _scale_window(
     if scales is None:
         return None
     window = lowering.program.constant(f"{node.name}.scales", scales.astype(np.float32))
-    return _along(window, shape, channel)
+    return along(window, shape, channel)
 
 
 def _bias_window(
@@ -216,11 +216,11 @@ def _bias_window(
     else:
         window = lowering.window(tensor)
     if node.op == "Conv":
-        return _along(window, shape, channel)
+        return along(window, shape, channel)
     return window.broadcast(shape)
 
 
-def _along(window: Window, shape: tuple[int, ...], axis: int) -> Window:
+def along(window: Window, shape: tuple[int, ...], axis: int) -> Window:
     """Show a vector along one axis of a shape, the same for all others."""
     strides = tuple(window.strides[0] if a == axis else 0 for a in range(len(shape)))
     return Window(window.buffer, shape, strides, window.offset)

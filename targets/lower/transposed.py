@@ -17,7 +17,7 @@ from tilewright.targets.lower.integer import call_integers
 from tilewright.targets.lower.layer import call_tiles
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.planes import pad_planes
-from tilewright.targets.lower.problem import Problem
+from tilewright.targets.lower.problem import Problem, along
 from tilewright.targets.lower.quantized import IntegerLayer, lowered_layer
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.window import Window
@@ -53,7 +53,9 @@ def lower_conv_transpose(lowering: Lowering, region: Region) -> None:
     out = static_shape(node.outputs[0])
     assert out is not None
     dilated = set(node.attrs.get("dilations", [1, 1])) != {1}
-    if layer is None or len(out) != 4 or dilated:
+    if layer is None:
+        raise NotLowered("ConvTranspose without constant weights of its own")
+    if layer.groups > 1 or len(out) != 4 or dilated:
         raise NotLowered("ConvTranspose that is grouped, dilated or not over two axes")
     if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise NotLowered("ConvTranspose with auto_pad")
@@ -130,8 +132,9 @@ def _phase(
     source = Window(
         planes.buffer, (planes.shape[0], *extents), (planes.strides[0], *steps), planes.offset
     )
-    problem = Problem(matrix, source, offsets, 1)
-    chain, operands = _scaled(lowering, node, integers, target.shape)
+    scales = None if integers is None else integers.weights.scales * np.float32(integers.scale)
+    problem = Problem(matrix, source, offsets, 1, scales)
+    chain, operands = _scaled(lowering, node, scales, target.shape)
     if integers is not None:
         call_integers(lowering, region, integers, problem, chain, operands, [target])
         return
@@ -140,20 +143,18 @@ def _phase(
 
 
 def _scaled(
-    lowering: Lowering, node: gs.Node, integers: IntegerLayer | None, shape: tuple[int, ...]
+    lowering: Lowering, node: gs.Node, scales: np.ndarray | None, shape: tuple[int, ...]
 ) -> tuple[Chain, list[Window]]:
     """Return the chain of a phase and its operands: what sums are multiplied by, the bias."""
     steps: list[Step] = []
     operands: list[Window] = []
 
     def step(op: str, vector: Window) -> None:
-        same = (0, vector.strides[0], *(0 for _ in shape[2:]))
         before = Source("step", len(steps) - 1) if steps else Source("result")
         steps.append(Step(op, (before, Source("operand", len(operands)))))
-        operands.append(Window(vector.buffer, shape, same, vector.offset))
+        operands.append(along(vector, shape, 1))
 
-    if integers is not None:
-        scales = integers.weights.scales * np.float32(integers.scale)
+    if scales is not None:
         step("Mul", lowering.program.constant(f"{node.name}.scales", scales))
     if len(node.inputs) > 2 and node.inputs[2].name:
         step("Add", lowering.window(node.inputs[2]))

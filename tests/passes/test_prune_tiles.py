@@ -139,7 +139,7 @@ def test_grouped_and_transposed_convolutions_stay_dense_and_say_why() -> None:
     assert notes == {
         names["a"]: "a depthwise convolution has few weights for what it does",
         names["b"]: "a grouped convolution has few weights for what it does",
-        names["y"]: "a ConvTranspose is not pruned: its kernels are dense",
+        names["y"]: "a ConvTranspose is not pruned",
     }
     pruned = prune(PruneTiles(0.5, smallest=0, ends=True, depthwise=True), g)
     # 9 taps lose round(4.5) = 4 tiles, 36 columns lose 18.

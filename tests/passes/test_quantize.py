@@ -67,6 +67,20 @@ def test_a_transposed_convolution_has_scales_by_output_channel() -> None:
     assert found.notes == ()
 
 
+def test_a_grouped_transposed_convolution_is_left_alone_with_a_note() -> None:
+    text = "g (float[1,4,4,4] x) => (float[1,6,5,5] y) { y = ConvTranspose <group = 2> (x, w) }"
+    graph = Graph.from_onnx(small_model(text, w=normal(4, 3, 2, 2))).infer_shapes()
+    (note,) = quantized(graph, normal(2, 4, 4, 4)).notes
+    assert note.reason == "not quantized: its convolution is grouped"
+
+
+def test_weights_alone_of_a_transposed_convolution_are_not_quantized() -> None:
+    text = "g (float[1,3,4,4] x) => (float[1,5,5,5] y) { y = ConvTranspose(x, w) }"
+    graph = Graph.from_onnx(small_model(text, w=normal(3, 5, 2, 2))).infer_shapes()
+    found = Quantize(activations=False)(graph, Context(DEVICE, None)).graph
+    assert [n.op for n in found.nodes] == ["ConvTranspose"]
+
+
 def test_pruned_weights_stay_zero() -> None:
     w = normal(6, 4)
     w[::2] = 0

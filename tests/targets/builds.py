@@ -77,10 +77,11 @@ def agree(
     feeds: Mapping[str, np.ndarray],
     isa: str = "host",
     within: Within = NEAR,
+    **settings: object,
 ) -> Build:
     """Assert that a built graph answers as onnxruntime does: names, dtypes, shapes, values."""
     expected = oracle.run(graph, feeds)
-    executable, made = built(graph, cpu(isa))
+    executable, made = built(graph, cpu(isa, **settings))
     found = executable(feeds)
     assert list(found) == list(expected)
     for name, values in expected.items():

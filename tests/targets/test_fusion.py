@@ -121,6 +121,13 @@ def test_an_inverted_bottleneck_is_two_kernels_where_cores_outnumber_its_slices(
     assert "bottleneck" not in kernels(inverted_bottleneck(64), cpu(threads=3))
 
 
+def test_a_bottleneck_whose_slices_would_leave_the_cache_is_two_kernels() -> None:
+    # 37 rows of results, which have no equal slices.
+    one = cpu(threads=1)
+    assert kernels(inverted_bottleneck(96, rows=73, stride=2), one) == ["bottleneck"]
+    assert "bottleneck" not in kernels(inverted_bottleneck(400, rows=73, stride=2), one)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 3), (1, 5), (2, 5)])
@@ -140,7 +147,7 @@ def test_bottlenecks_agree_on_any_threads(
 @given(graph=bottlenecks(projected=True))
 def test_a_layer_behind_a_window_agrees(isa: str, graph: Graph) -> None:
     with mock.patch.object(fusion, "_LARGE", 0):
-        agree(graph, normal_feeds(graph), isa)
+        agree(graph, normal_feeds(graph), isa, threads=1)
 
 
 @pytest.mark.parametrize("reader", ["d", "e"])
@@ -157,8 +164,12 @@ def test_results_of_a_window_that_something_else_reads_are_stored(reader: str) -
     agree(graph, normal_feeds(graph))
 
 
-@pytest.mark.parametrize("first", [0, 8])
-def test_a_layer_that_reads_some_of_a_windows_channels_runs_by_itself(first: int) -> None:
+@pytest.mark.parametrize(
+    ("first", "expected"), [(0, ["bottleneck"]), (8, ["tile_depthwise", "tile_positions"])]
+)
+def test_a_layer_that_reads_a_windows_channels_from_a_later_one_on_runs_by_itself(
+    first: int, expected: list[str]
+) -> None:
     graph = graph_of(
         "g (float[1,8,24,24] x) => (float[1,8,24,24] y) { a = Conv(x, w)"
         " d = Conv <group = 64, pads = [1, 1, 1, 1]> (a, u)"
@@ -170,6 +181,7 @@ def test_a_layer_that_reads_some_of_a_windows_channels_runs_by_itself(first: int
         end=np.array([first + 32]),
         axis=np.array([1]),
     )
+    assert kernels(graph, cpu(threads=2)) == expected
     # Sums of some thousands of products of unit normals.
     agree(graph, normal_feeds(graph), within=Within(rtol=1e-5, atol=1e-4))
 

@@ -102,6 +102,7 @@ def test_the_largest_values_do_not_overflow(isa: str) -> None:
         (3, "strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1]", (40, 36)),
         (3, "strides = [3, 3]", (60, 54)),
         (3, "pads = [1, 1, 1, 1]", (20, 18)),
+        (4, "strides = [2, 2], pads = [0, 1, 2, 1]", (40, 36)),
     ],
 )
 def test_transposed_convolutions_are_exact(
@@ -110,12 +111,13 @@ def test_transposed_convolutions_are_exact(
     graph = graph_of(
         f"""g ({kind}[2,5,20,18] x) => (float[2,7,{shape[0]},{shape[1]}] y) {{
             a = DequantizeLinear(x, s, z)  b = DequantizeLinear <axis = 1> (w, v)
-            y = ConvTranspose <{geometry}> (a, b)
+            y = ConvTranspose <{geometry}> (a, b, bias)
         }}""",
         s=np.array(SOURCE_SCALE, np.float32),
         z=np.array(3, kind),
         w=whole(5, 7, kernel, kernel),
-        v=np.full(7, WEIGHT_SCALE, np.float32),
+        v=WEIGHT_SCALE * 2.0 ** -np.arange(7, dtype=np.float32),
+        bias=np.arange(-3, 4).astype(np.float32),
     )
     made = agree(graph, {"x": whole(2, 5, 20, 18, kind=kind, seed=1)}, isa, within=EXACT)
     assert {layer.kernel for layer in made.layers} == {"int8 dense, lanes = positions"}
@@ -370,7 +372,8 @@ def test_an_artifact_for_another_cpu_is_refused_before_it_crashes(tmp_path: Path
     outputs=st.integers(1, 70),
     zeros=st.sampled_from([0.0, 0.5, 1.0]),
 )
-@example(positions=16, inputs=40, outputs=64, zeros=0.8)
+@example(positions=16, inputs=40, outputs=64, zeros=0.5)
+@example(positions=33, inputs=1, outputs=16, zeros=0.0)
 def test_small_weights_become_floats_in_registers(
     isa: str, positions: int, inputs: int, outputs: int, zeros: float
 ) -> None:
@@ -388,6 +391,7 @@ def test_small_weights_become_floats_in_registers(
     # Sums of up to 90 products of some hundreds.
     made = agree(graph, normal_feeds(graph), isa, within=Within(rtol=1e-4, atol=1e-4))
     (layer,) = made.layers
-    kept_small = positions < 24 and outputs % 4 == 0
-    assert layer.bits == (8 if kept_small else 32)
+    across = "lanes = channels" in layer.kernel
+    assert across or positions >= 24
+    assert layer.bits == (8 if across and outputs % 4 == 0 else 32)
     assert islands(made) == []

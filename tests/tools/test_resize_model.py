@@ -184,7 +184,7 @@ def test_a_model_that_is_another_network_at_another_size_is_refused() -> None:
         )
         for n, op in ((4, "Relu"), (5, "Tanh"))
     )
-    with pytest.raises(UnusableInput, match=r"--dim n=5: .*Relu .* is another Tanh"):
+    with pytest.raises(UnusableInput, match=r"--dim n=5: .*Relu .* is Tanh"):
         at_other_size(here, here, there, "n=5")
 
 
@@ -201,6 +201,39 @@ def test_a_branch_that_is_another_at_another_size_is_refused() -> None:
     )
     with pytest.raises(UnusableInput, match=r"--dim n=5: .*If .* is another If"):
         at_other_size(here, here, there, "n=5")
+
+
+def test_a_branch_with_another_constant_at_another_size_is_refused() -> None:
+    here, there = (
+        Graph.from_onnx(
+            small_model(
+                f"g (float[1,4] x, bool c) => (float[1,4] y) {{ y = If(c) <"
+                "then_branch = t () => (float[1,4] a) { a = Relu(x) }, "
+                "else_branch = e () => (float[1,4] b) {"
+                f" k = Constant <value_float = {k}> () b = Mul(x, k) }}> }}"
+            )
+        )
+        for k in (1.0, 2.0)
+    )
+    at_other_size(here, here, here, "n=4")
+    with pytest.raises(UnusableInput, match="is another If"):
+        at_other_size(here, here, there, "n=5")
+
+
+def test_tensors_of_one_name_in_both_branches_have_the_shapes_of_the_other_size() -> None:
+    here, there = (
+        Graph.from_onnx(
+            small_model(
+                f"g (float[1,{n}] x, bool c) => (float[1,{n}] y) {{ y = If(c) <"
+                f"then_branch = t () => (float[1,{n}] o) {{ h = Neg(x) o = Relu(h) }}, "
+                f"else_branch = e () => (float[1,{n}] o) {{ h = Abs(x) o = Tanh(h) }}> }}"
+            )
+        ).infer_shapes()
+        for n in (4, 5)
+    )
+    moved = at_other_size(here, here, there, "n=5")
+    shapes = [t.shape for scope in moved.scopes() for t in scope.tensors().values()]
+    assert all(shape in (None, [], [1, 5]) for shape in shapes)
 
 
 def test_branches_run_at_every_size(tmp_path: Path) -> None:
