@@ -17,7 +17,7 @@ from tilewright.target import Target
 _ACCOUNTED = 0.95
 
 # What a level may hold: these are all that passes read.
-_KEYS = ("sparsity", "tile")
+_KEYS = ("channels", "sparsity", "tile")
 
 Value = float | int | str
 Level = Mapping[str, Value]
