@@ -89,6 +89,12 @@ class Calibration:
         for feed in self._feeds:
             yield dict(feed)
 
+    def held_out(self, every: int) -> tuple["Calibration", "Calibration"]:
+        """Return the samples without one of every so many, and those; a lone one in both."""
+        rest = tuple(feed for i, feed in enumerate(self._feeds) if (i + 1) % every)
+        held = self._feeds[every - 1 :: every]
+        return Calibration(rest or self._feeds), Calibration(held or self._feeds)
+
 
 class CrossGram:
     """Sums X Y^T and both column sums over matrices of equally many columns."""

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from tilewright.calibration import CrossGram, Gram
+from tilewright.calibration import Calibration, CrossGram, Gram
 from tilewright.coupling import Couplings
 from tilewright.dimensions import Dimension, indices, product
 from tilewright.errors import UnknownName, UnusableInput
@@ -15,12 +15,18 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
 from tilewright.passes.prune import obs
+from tilewright.passes.prune.allocate import Curve, cheapest
 from tilewright.passes.prune.bias import bias_of, shift, use_counts
 from tilewright.passes.prune.candidates import cannot_change
+from tilewright.passes.prune.probe import Probe
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
+
+_Grams = tuple[Gram, CrossGram]
+_HELD_OUT = 4  # one calibration sample of so many judges what was fitted to the others
+_LEAST = 0.2  # of a dimension's entries, which stay in any case
 
 
 class _Choice(NamedTuple):
@@ -33,11 +39,15 @@ class _Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class PruneChannels:
-    """Remove `sparsity` of the entries of every dimension that one layer adds up over.
+    """Remove entries of the dimensions that one layer adds up over.
 
     Such are the channels between two layers, the hidden features of a perceptron and the heads
     of attention, wherever they run through normalizations, depthwise convolutions, reshapes and
     gates. Their weights are taken out, so the model is smaller and faster everywhere.
+
+    With allocate="uniform" each dimension loses the share `sparsity` of its entries; with
+    "global" each loses what together moves the network's answers least (probe.py), until
+    `sparsity` of the multiplications that all their entries stand for is saved.
 
     With calibration data the entries that hurt least are found by "obs": greedy elimination
     of column blocks of the layer that reads them (obs.py), which is then refitted to the dense
@@ -45,16 +55,19 @@ class PruneChannels:
     criterion="magnitude", those with the smallest squared sums of weights go, and nothing is
     refitted.
 
-    What is kept is a multiple of `multiple`, where there is much more than that. Dimensions
-    whose entries hold fewer than `smallest` weights in all stay, as do those read by layers
-    named in `skip`, and those that a normalization averages over or callers see. A plan in the
+    What is kept is a multiple of `multiple`, where there is much more than that. What the last
+    layer reads stays (`ends`), as do dimensions whose entries hold fewer than `smallest`
+    weights in all, those read by layers named in `skip`, and those that a normalization
+    averages over or callers see. A plan in the
     context says instead, for each layer by name, which share "channels" of what it reads goes.
     """
 
     sparsity: float = 0.3
     criterion: str = "obs"
+    allocate: str = "uniform"
     multiple: int = 8
     damp: float = 0.01
+    ends: bool = False
     smallest: int = 4096
     skip: tuple[str, ...] = ()
 
@@ -74,13 +87,25 @@ class PruneChannels:
             raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
         if self.criterion not in ("obs", "magnitude"):
             raise _wrong("criterion", self.criterion, '"obs" or "magnitude"')
+        if self.allocate not in ("uniform", "global"):
+            raise _wrong("allocate", self.allocate, '"uniform" or "global"')
         if self.multiple < 1:
             raise _wrong("multiple", self.multiple, "a whole number from 1 on")
         if not 0 < self.damp < np.inf:
             raise _wrong("damp", self.damp, "a positive number")
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
-        """Remove what every choice leaves out."""
+        """Remove what every choice leaves out.
+
+        Raises UnusableInput where allocate="global" has nothing to measure answers on.
+        """
+        if self.allocate == "global" and (
+            context.calibration is None or self.criterion == "magnitude"
+        ):
+            raise UnusableInput(
+                "prune-channels: allocate=global measures what each layer does to the answers: "
+                "it needs criterion=obs and example inputs. Give --calibration FILE.npz."
+            )
         dense = graph.edit().sorted()
         pruned = dense.edit()
         couplings = Couplings(pruned)
@@ -88,13 +113,14 @@ class PruneChannels:
         choices = self._choices(pruned, couplings, context.plan, notes)
         if context.calibration is None and self.criterion == "obs" and choices:
             notes += self._warned(context, choices)
-        if context.calibration is None or self.criterion == "magnitude":
-            kept = {
-                choice.dimension: _entries(_smallest(choice, couplings)) for choice in choices
-            }
+        calibration = context.calibration
+        if calibration is None or self.criterion == "magnitude":
+            kept = {c.dimension: _entries(_smallest(c, couplings)) for c in choices}
         else:
             with one_blas_thread():
-                kept = self._refit(dense, pruned, couplings, choices, context)
+                if self.allocate == "global" and context.plan is None:
+                    choices = self._allocated(dense, couplings, choices, context, calibration)
+                kept = self._refit(dense, pruned, couplings, choices, context, calibration)
         notes += [_removed(choice) for choice in choices]
         return Outcome(couplings.select(kept) if kept else pruned, tuple(notes))
 
@@ -156,17 +182,65 @@ class PruneChannels:
     ) -> str | None:
         """Say why a dimension stays whole, or None."""
         constants = graph.constants()
+        *_, last = (layer.name for layer in linear_layers(graph))
         places = couplings.places[dimension]
         weights = sum(constants[name].size for name, _ in places if name in constants)
         if layer.name in self.skip:
             return "named by skip"
         if dimension.counted:
             return dimension.counted
+        if layer.name == last and not self.ends:
+            return "the last layer of the network; ends=true prunes it too"
         if taken:
             return "others of its inputs go"
         if weights < self.smallest:
             return f"they hold {weights} weights, fewer than smallest={self.smallest}"
         return cannot_change(graph, layer)
+
+    def _allocated(
+        self,
+        dense: Graph,
+        couplings: Couplings,
+        choices: Sequence[_Choice],
+        context: Context,
+        calibration: Calibration,
+    ) -> list[_Choice]:
+        """Return the choices with as many entries kept as cost least together."""
+        macs = _macs(dense)
+        fitted, held = calibration.held_out(_HELD_OUT)
+        pair = Pair(fitted, dense, seed=context.seed)
+        probe = Probe(dense, held)
+        curves = []
+        for done, choice in enumerate(choices, 1):
+            context.report(
+                f"prune-channels: probing {choice.layer.name} ({done} of {len(choices)})"
+            )
+            size = choice.dimension.size
+            step = self.multiple if size >= 4 * self.multiple else 1
+            most = size - max(step, round(_LEAST * size))
+            grams = _grams(pair, choice.layer, dense)
+
+            def without(
+                graph: Graph, gone: int, choice: _Choice = choice, grams: _Grams = grams
+            ) -> None:
+                layers = {layer.name: layer for layer in linear_layers(graph)}
+                mine = choice._replace(
+                    layer=layers[choice.layer.name], kept=choice.dimension.size - gone
+                )
+                self._solve(mine, couplings, *grams, use_counts(graph))
+
+            where = couplings.places[choice.dimension]
+            saves = sum(macs.get(name, 0.0) for name, _ in where) / size
+            curves.append(Curve(probe.costs(without, most), saves, step))
+        whole = sum(
+            c.saves * choice.dimension.size for c, choice in zip(curves, choices, strict=True)
+        )
+        removed = cheapest(curves, self.sparsity * whole)
+        return [
+            choice._replace(kept=choice.dimension.size - gone)
+            for choice, gone in zip(choices, removed, strict=True)
+            if gone
+        ]
 
     def _refit(
         self,
@@ -175,23 +249,20 @@ class PruneChannels:
         couplings: Couplings,
         choices: Sequence[_Choice],
         context: Context,
+        calibration: Calibration,
     ) -> dict[Dimension, list[int]]:
         """Choose layer by layer, and refit each to what it gave in the dense network.
 
         What goes is zero in `pruned` until all is chosen: both networks have one shape.
         """
-        assert context.calibration is not None
-        pair = Pair(context.calibration, dense, seed=context.seed)
+        pair = Pair(calibration, dense, seed=context.seed)
         uses = use_counts(pruned)
         kept = {}
         for done, choice in enumerate(choices, 1):
             layer = choice.layer
             context.report(f"prune-channels: {layer.name} ({done} of {len(choices)})")
-            now, cross = Gram(), CrossGram()
-            for x, x_now in pair.columns(layer, pruned):
-                now.add(x_now)
-                cross.add(x, x_now)
-            kept[choice.dimension] = self._solve(choice, couplings, now, cross, uses)
+            grams = _grams(pair, layer, pruned)
+            kept[choice.dimension] = self._solve(choice, couplings, *grams, uses)
         return kept
 
     def _solve(
@@ -224,6 +295,23 @@ class PruneChannels:
         if bias is not None:
             shift(bias, matrix @ means - layer.matrix() @ means_now)
         return _entries(mask)
+
+
+def _grams(pair: Pair, layer: Layer, compressed: Graph) -> _Grams:
+    """Gather what a layer reads, now and in the dense network."""
+    now, cross = Gram(), CrossGram()
+    for x, x_now in pair.columns(layer, compressed):
+        now.add(x_now)
+        cross.add(x, x_now)
+    return now, cross
+
+
+def _macs(graph: Graph) -> dict[str, float]:
+    """Return the multiplications that each weight tensor takes part in."""
+    return {
+        layer.weight.name: float(layer.positions * layer.weight.values.size)
+        for layer in linear_layers(graph)
+    }
 
 
 def _blocks(choice: _Choice, couplings: Couplings) -> tuple[np.ndarray, Tile]:

@@ -296,3 +296,19 @@ def test_products_that_overflow_are_one_message() -> None:
     gram.add(np.full((2, 3), 1e30, np.float32))
     with pytest.raises(UnusableInput, match="products overflow"):
         _ = gram.product
+
+
+def test_held_out_samples_are_not_among_the_others() -> None:
+    graph = three_layers()
+    x = correlated(10, 16, 12)
+    rest, held = Calibration.from_arrays({"x": x}, graph.inputs).held_out(4)
+    assert (rest.samples, held.samples) == (8, 2)
+    np.testing.assert_array_equal([f["x"][0] for f in held.feeds()], x[[3, 7]])
+    np.testing.assert_array_equal(
+        [f["x"][0] for f in rest.feeds()], x[[0, 1, 2, 4, 5, 6, 8, 9]]
+    )
+
+
+def test_of_one_sample_both_parts_are_it() -> None:
+    alone = Calibration.from_arrays({"x": correlated(1, 16, 12)}, three_layers().inputs)
+    assert [part.samples for part in alone.held_out(4)] == [1, 1]

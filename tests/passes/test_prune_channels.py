@@ -13,12 +13,13 @@ from tilewright import oracle
 from tilewright.calibration import Calibration
 from tilewright.errors import UnknownName, UnusableInput
 from tilewright.graph import Graph
+from tilewright.layers import linear_layers
 from tilewright.passes.prune.channels import PruneChannels
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Outcome
 
 LAYERS = [node.name for node in three_layers().nodes if node.op == "MatMul"]
-EVERY = PruneChannels(sparsity=0.5, multiple=1, smallest=0)
+EVERY = PruneChannels(sparsity=0.5, multiple=1, ends=True, smallest=0)
 
 
 def calibration(samples: int = 40) -> Calibration:
@@ -63,7 +64,9 @@ def test_weights_of_removed_features_are_gone_on_both_sides() -> None:
 
 def test_obs_hurts_far_less_than_magnitude() -> None:
     data = calibration()
-    by_magnitude = prune(PruneChannels(0.5, "magnitude", multiple=1, smallest=0)).graph
+    by_magnitude = prune(
+        PruneChannels(0.5, "magnitude", multiple=1, ends=True, smallest=0)
+    ).graph
     by_obs = prune(EVERY, calibration=data).graph
     assert damage(by_obs, three_layers()) < 0.5 * damage(by_magnitude, three_layers())
 
@@ -79,7 +82,7 @@ def test_features_that_say_what_others_say_go_without_a_loss() -> None:
         b1=np.tile(b1, 2),
         w2=normal(16, 6),
     )
-    step = PruneChannels(0.5, multiple=1, smallest=0, damp=1e-6)
+    step = PruneChannels(0.5, multiple=1, ends=True, smallest=0, damp=1e-6)
     pruned = prune(step, graph, calibration=calibration()).graph
     kept = pruned.constants()["w1"]
     assert kept.shape == (12, 8)
@@ -97,7 +100,7 @@ def test_the_feature_that_goes_is_the_one_that_costs_least() -> None:
         w2=normal(6, 5, seed=1),
     )
     data = calibration()
-    step = PruneChannels(1 / 6, multiple=1, smallest=0, damp=1e-6)
+    step = PruneChannels(1 / 6, multiple=1, ends=True, smallest=0, damp=1e-6)
     kept = prune(step, graph, calibration=data).graph.constants()["w1"]
     hidden = np.concatenate(
         [
@@ -114,6 +117,48 @@ def test_the_feature_that_goes_is_the_one_that_costs_least() -> None:
 
     best = min(combinations(range(6), 5), key=loss)
     np.testing.assert_array_equal(kept, graph.constants()["w1"][:, best])
+
+
+def test_what_moves_the_answers_least_goes_first_with_a_global_budget() -> None:
+    """Half of the first layer's features do nothing; hardly any of the second's can go."""
+    w1, w2 = normal(12, 16), normal(16, 16)
+    w2[8:] = 0
+    graph = small_graph(
+        """g (float[1,16,12] x) => (float[1,16,16] y) {
+            a = MatMul(x, w1)  r = Tanh(a)  c = MatMul(r, w2)  s = Tanh(c)  y = MatMul(s, w3)
+        }""",
+        w1=w1,
+        w2=w2,
+        w3=np.eye(16, dtype=np.float32),
+    )
+    step = PruneChannels(0.2, allocate="global", multiple=1, ends=True, smallest=0)
+    pruned = prune(step, graph, calibration=calibration()).graph
+    assert shapes(pruned)["w1"][1] <= 11
+    assert shapes(pruned)["w2"][1] >= 15
+    assert damage(pruned, graph) < 0.5 * damage(
+        prune(
+            PruneChannels(0.2, multiple=1, ends=True, smallest=0),
+            graph,
+            calibration=calibration(),
+        ).graph,
+        graph,
+    )
+
+
+def test_a_global_budget_is_spent_in_multiplications() -> None:
+    step = PruneChannels(0.25, allocate="global", multiple=1, ends=True, smallest=0)
+    before, after = three_layers(), prune(step, calibration=calibration()).graph
+    macs = [
+        sum(layer.weight.values.size for layer in linear_layers(g)) for g in (before, after)
+    ]
+    # Of the 440 and 208 that both hidden layers' features stand for a quarter is saved; what
+    # goes on both sides of w2 counts once only.
+    assert 0.1 * (440 + 208) < macs[0] - macs[1] <= 0.25 * (440 + 208) + 32
+
+
+def test_a_global_budget_needs_data() -> None:
+    with pytest.raises(UnusableInput, match=r"allocate=global .* Give --calibration"):
+        prune(PruneChannels(allocate="global"))
 
 
 def inverted_bottleneck() -> tuple[Graph, Calibration]:
@@ -176,15 +221,21 @@ def test_heads_go_with_their_queries_keys_and_values() -> None:
 
 
 def test_what_is_left_is_a_multiple_where_there_is_much_more() -> None:
-    hidden = PruneChannels(0.3, multiple=4, smallest=0)
+    hidden = PruneChannels(0.3, multiple=4, ends=True, smallest=0)
     found = shapes(prune(hidden, calibration=calibration()).graph)
     assert found["w1"] == (12, 16)  # 14 of 20, in fours
     assert found["w2"][1] == 6  # 5.6 of 8: fewer than four times four
 
 
+def test_what_the_last_layer_reads_stays_unless_asked_for() -> None:
+    found = prune(PruneChannels(0.5, multiple=1, smallest=0), calibration=calibration())
+    assert shapes(found.graph)["w3"] == (8, 6)
+    assert any("last layer" in note.reason for note in found.notes)
+
+
 def test_small_dimensions_and_skipped_layers_stay() -> None:
     _, second, third = LAYERS
-    found = prune(PruneChannels(0.5, multiple=1, smallest=300, skip=(second,)))
+    found = prune(PruneChannels(0.5, multiple=1, ends=True, smallest=300, skip=(second,)))
     assert shapes(found.graph) == shapes(three_layers())
     assert [(note.node, note.reason) for note in found.notes] == [
         (second, "none of its 20 inputs: named by skip"),
@@ -215,7 +266,9 @@ def test_a_plan_that_cannot_be_is_refused(levels: dict[str, Any], message: str) 
 def test_without_data_features_go_by_magnitude_and_a_note_says_so() -> None:
     told: list[str] = []
     found = EVERY(three_layers(), Context(DEVICE, None, report=told.append))
-    by_magnitude = prune(PruneChannels(0.5, "magnitude", multiple=1, smallest=0)).graph
+    by_magnitude = prune(
+        PruneChannels(0.5, "magnitude", multiple=1, ends=True, smallest=0)
+    ).graph
     assert any("Give --calibration" in text for text in told)
     assert any("no calibration data" in note.reason for note in found.notes)
     for name, values in by_magnitude.constants().items():
@@ -227,6 +280,7 @@ def test_without_data_features_go_by_magnitude_and_a_note_says_so() -> None:
     [
         ({"sparsity": 1.0}, "sparsity is 1.0"),
         ({"criterion": "luck"}, "criterion is luck"),
+        ({"allocate": "fairly"}, "allocate is fairly"),
         ({"multiple": 0}, "multiple is 0"),
         ({"damp": 0.0}, "damp is 0.0"),
     ],

@@ -1,0 +1,64 @@
+"""What taking something away does to a network's answers, measured one place at a time.
+
+Errors within layers do not say how much the answers suffer: a residual stream carries some on
+and lets others fade. So the answers themselves are compared, without labels, on calibration
+data that nothing was fitted to. That places do not disturb each other is assumed.
+"""
+
+from collections.abc import Callable
+from itertools import islice
+
+import numpy as np
+
+from tilewright import oracle
+from tilewright.calibration import Calibration
+from tilewright.graph import Graph
+
+_SAMPLES = 32
+_SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of what may go, at which answers are compared
+
+
+class Probe:
+    """The dense network's answers, to compare others with."""
+
+    def __init__(self, dense: Graph, calibration: Calibration) -> None:
+        """Run the dense network on some calibration samples."""
+        self._dense = dense
+        self._feeds = list(islice(calibration.feeds(), _SAMPLES))
+        self._expected = self._answers(dense)
+
+    def costs(self, remove: Callable[[Graph, int], None], most: int) -> np.ndarray:
+        """Return the error of the answers without the first 1 to `most` entries of a place.
+
+        `remove(graph, count)` takes entries out of an edited graph. Errors are squared,
+        relative to how far the dense answers vary; between the counts that are measured they
+        are interpolated.
+        """
+        counts = sorted({max(1, round(share * most)) for share in _SHARES}) if most else []
+        errors = []
+        for count in counts:
+            graph = self._dense.edit()
+            remove(graph, count)
+            errors.append(self._error(graph))
+        rising = np.maximum.accumulate([0.0, *errors])
+        return np.interp(np.arange(1, most + 1), [0, *counts], rising)
+
+    def _error(self, graph: Graph) -> float:
+        pairs = zip(self._answers(graph), self._expected, strict=True)
+        return float(
+            sum(np.square(found - dense).sum() / _spread(dense) for found, dense in pairs)
+        )
+
+    def _answers(self, graph: Graph) -> list[np.ndarray]:
+        """Return each float output for all samples, in one row each."""
+        session = oracle.session(graph)
+        rows = [oracle.outputs_of(session, feeds) for feeds in self._feeds]
+        return [
+            np.concatenate([row[name].reshape(-1) for row in rows]).astype(np.float64)
+            for name, values in rows[0].items()
+            if values.dtype.kind == "f"
+        ]
+
+
+def _spread(values: np.ndarray) -> float:
+    return max(float(np.square(values - values.mean()).sum()), 1e-30)
