@@ -72,11 +72,14 @@ class Sizes:
 
     def run(self, executable: Executable, feeds: Feeds | None = None) -> dict[str, np.ndarray]:
         """Run one inference at a compiled size. Raises UnusableInput where none holds it."""
-        if not isinstance(feeds, Mapping) or set(feeds) != set(self.inputs):
+        if not isinstance(feeds, Mapping):
             return executable(feeds)  # type: ignore[arg-type] # it says what is wrong
+        if set(feeds) != set(self.inputs):
+            raise UnusableInput(
+                f"This artifact takes {sorted(self.inputs)}, but was given {sorted(feeds)}."
+            )
         arrays = {name: np.asarray(values) for name, values in feeds.items()}
-        given = self.sizes_of(arrays)
-        choice = self._choice(self._needed(given, arrays))
+        given, choice = self.sizes_of(arrays), self.compiled_for(arrays)
         if choice == given:
             return executable(arrays)
         fitted = {
@@ -84,6 +87,10 @@ class Sizes:
         }
         found = executable(fitted)
         return {name: fit(values, self.outputs[name], given) for name, values in found.items()}
+
+    def compiled_for(self, feeds: Feeds) -> Mapping[str, int]:
+        """Return the compiled sizes that inputs run at. Raises UnusableInput without any."""
+        return self._choice(self._needed(self.sizes_of(feeds), feeds))
 
     def whole(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Return inputs of which the mask leaves nothing out."""

@@ -181,7 +181,14 @@ def bench_command(
     from tilewright.tools.commands import run_bench
 
     engines = [engine.strip() for engine in against.split(",") if engine.strip()]
-    sizes = {name: sizes[0] for name, sizes in parse_dims(dim).items()}
+    given = parse_dims(dim)
+    for name, several in given.items():
+        if len(several) > 1:
+            raise UnusableInput(
+                f"--dim {name}={','.join(map(str, several))}: bench runs at one size; call it "
+                "once for each."
+            )
+    sizes = {name: one for name, (one,) in given.items()}
     run_bench(artifact, engines, model, data, sizes, threads, rounds, console)
 
 

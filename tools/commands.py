@@ -278,7 +278,10 @@ def _first_feeds(folder: str, data: Path | None, dims: Mapping[str, int]) -> Fee
 def _check_first_size(folder: str, feeds: Feeds) -> None:
     """Raise UnusableInput where the artifact takes inputs and its model.onnx does not."""
     sizes = _sizes_of(folder)
-    if sizes is not None and sizes.sizes_of(feeds) != sizes.choices[0]:
+    if sizes is None:
+        return
+    sizes.compiled_for(feeds)  # what is refused needs no other engine
+    if sizes.sizes_of(feeds) != sizes.choices[0]:
         first = ", ".join(f"{name}={size}" for name, size in sizes.choices[0].items())
         raise UnusableInput(
             f"Other engines run the artifact's model.onnx, which has {first}; these inputs "

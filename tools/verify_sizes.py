@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright import oracle
@@ -52,14 +53,15 @@ class SizesTrial:
             for name, values in self.executable(feeds).items():
                 outputs.setdefault(name, []).append(values.shape)
         sizes = Sizes.of(choices, inputs, outputs)
-        padded = tuple(name for name in self.resizing.dims if self._may_pad(sizes, name))
+        padded = tuple(n for n in self.resizing.dims if self._may_pad(sizes, n, mask))
         sizes = replace(sizes, padded=padded)
         return sizes if mask is None else self._masked(sizes, mask)
 
-    def _may_pad(self, sizes: Sizes, name: str) -> bool:
+    def _may_pad(self, sizes: Sizes, name: str, mask: str | None) -> bool:
         """Say whether padding along a dimension changes no answer, at sizes in between.
 
         Below each compiled size that is the one with the most padding, and the one with least.
+        Of each sample the mask, where there is one, leaves something that counts.
         """
         compiled = sorted(self.resizing.dims[name])
         pairs = pairwise([0, *compiled])
@@ -68,14 +70,17 @@ class SizesTrial:
             return False
         padding = replace(sizes, padded=(name,))
         return all(
-            self._agree(padding, {**sizes.choices[0], name: size}) for size in sorted(between)
+            self._agree(padding, {**sizes.choices[0], name: size}, mask)
+            for size in sorted(between)
         )
 
-    def _agree(self, padding: Sizes, choice: Mapping[str, int]) -> bool:
+    def _agree(self, padding: Sizes, choice: Mapping[str, int], mask: str | None) -> bool:
         """Say whether all samples have the model's answers at sizes that are padded."""
         try:
             session = oracle.session(self.resizing.model(self.graph, choice))
-            samples = [padding.resized(sample, choice) for sample in self.feeds]
+            samples = [
+                _counting(padding.resized(sample, choice), mask) for sample in self.feeds
+            ]
             seen = [
                 compare(oracle.outputs_of(session, feeds), padding.run(self.executable, feeds))
                 for feeds in samples
@@ -92,7 +97,9 @@ class SizesTrial:
             raise UnusableInput(
                 f"--mask {mask}: it must be an input whose last dimension has several sizes "
                 "and may be padded without changing an answer; "
-                f"such inputs are {', '.join(there) or 'none'}."
+                f"such inputs are {', '.join(there) or 'none'}. That was tried on the "
+                "calibration data, or on generated inputs where there are none: give "
+                "--calibration with masks as they will be."
             )
         kept, largest = min(self.resizing.dims[dimension]), max(self.resizing.dims[dimension])
         choice = {**sizes.choices[0], dimension: largest}
@@ -116,6 +123,18 @@ class SizesTrial:
                     "value. Leave the option out."
                 )
         return masked
+
+
+def _counting(feeds: Feeds, mask: str | None) -> Feeds:
+    """Return inputs with a mask that leaves nothing of a sample replaced by one of ones.
+
+    Where nothing counts there is no right answer, however much is padded.
+    """
+    values = None if mask is None else feeds.get(mask)
+    if mask is None or values is None or not np.ndim(values):
+        return feeds
+    some = np.any(values, axis=-1, keepdims=True)
+    return {**feeds, mask: np.where(some, values, np.ones_like(values))}
 
 
 def _shape(tensor: gs.Tensor) -> tuple[int, ...]:

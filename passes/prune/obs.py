@@ -64,11 +64,11 @@ def tile_masks(
     """Choose tiles by greedy elimination. Result: True where kept, (row tiles, column blocks).
 
     `inverse` is the inverse of the damped Hessian. Each row of tiles loses
-    round(sparsity * column blocks). Ties go to the lower column.
+    round(sparsity * column blocks), but for one that it keeps. Ties go to the lower column.
     """
     rows, columns = _padded(weights.astype(np.float32), tile)
     blocks = columns // tile.inputs
-    removed = round(sparsity * blocks)
+    removed = min(round(sparsity * blocks), blocks - 1)
     start = np.eye(columns, dtype=np.float32)
     start[: len(inverse), : len(inverse)] = inverse / np.mean(np.diag(inverse))
     kept = np.ones((len(rows), blocks), dtype=bool)
@@ -113,7 +113,8 @@ def smallest_tiles(weights: np.ndarray, tile: Tile, sparsity: float) -> np.ndarr
     rows, columns = _padded(weights.astype(np.float64), tile)
     blocks = columns // tile.inputs
     scores = np.square(rows).sum(axis=1).reshape(len(rows), blocks, tile.inputs).sum(axis=2)
-    order = np.argsort(scores, axis=1, kind="stable")[:, : round(sparsity * blocks)]
+    removed = min(round(sparsity * blocks), blocks - 1)
+    order = np.argsort(scores, axis=1, kind="stable")[:, :removed]
     kept = np.ones(scores.shape, dtype=bool)
     np.put_along_axis(kept, order, False, axis=1)
     return kept

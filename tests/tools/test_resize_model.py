@@ -89,6 +89,25 @@ def test_with_a_mask_the_end_is_not_computed_and_the_answers_are_the_same(
     assert np.isfinite(tilewright.load(folder, threads=1)(feeds)["y"]).all()
 
 
+ATTENTION = """g (float[1,n,8] x, int64[1,n] mask) => (float[1,n,8] y)
+    <float one = {1.0}, float least = {-1e9}, int64[1] axis = {1}> {
+    f = Cast <to = 1> (mask)  away = Sub(one, f)  b = Mul(away, least)
+    bias = Unsqueeze(b, axis)
+    k = MatMul(x, w)  kt = Transpose <perm = [0, 2, 1]> (k)  s = MatMul(x, kt)
+    t = Add(s, bias)  p = Softmax(t)  y = MatMul(p, x)
+}"""
+
+
+def test_a_mask_may_leave_out_the_beginning_and_is_tried_without_data(tmp_path: Path) -> None:
+    model = tmp_path / "attention.onnx"
+    onnx.save(small_model(ATTENTION, 17, w=normal(8, 8) / 8), model)
+    folder = compiled(model, {"n": (24, 6)}, mask="mask")
+    for length, first in ((24, 17), (20, 3), (6, 5), (5, 0)):
+        mask = np.zeros((1, length), np.int64)
+        mask[:, first:] = 1
+        agrees(model, folder, {"x": normal(1, length, 8), "mask": mask})
+
+
 def test_weights_that_sizes_have_in_common_are_kept_once(encoder: Path) -> None:
     one = compiled(encoder, {"batch": 1, "length": 32})
     alone = (one / "weights.bin").stat().st_size
@@ -251,6 +270,21 @@ def test_branches_run_at_every_size(tmp_path: Path) -> None:
     for size in (12, 6, 7, 1):
         for condition in (True, False):
             agrees(model, folder, {"x": normal(1, size, 8), "c": np.array(condition)})
+
+
+def test_an_input_that_is_missing_is_named(encoder: Path) -> None:
+    folder = compiled(encoder, {"batch": 1, "length": (12, 5)})
+    run = tilewright.load(folder, threads=1)
+    with pytest.raises(UnusableInput, match=r"takes \['mask', 'x'\], but was given \['x'\]"):
+        run({"x": normal(1, 7, 8)})
+
+
+def test_bench_runs_at_one_size_that_was_compiled(encoder: Path) -> None:
+    folder = compiled(encoder, {"batch": 1, "length": (12, 5)})
+    several = called("bench", folder, "--dim", "length=12,5")
+    assert (several.exit_code, "at one size" in several.stderr) == (2, True)
+    unknown = called("bench", folder, "--dim", "length=13")
+    assert (unknown.exit_code, "compiled for" in unknown.stderr) == (2, True)
 
 
 def test_run_and_bench_take_what_the_artifact_takes(encoder: Path, tmp_path: Path) -> None:
