@@ -18,14 +18,13 @@ from tilewright.passes.prune import obs
 from tilewright.passes.prune.allocate import Curve, cheapest
 from tilewright.passes.prune.bias import bias_of, shift, use_counts
 from tilewright.passes.prune.candidates import cannot_change
-from tilewright.passes.prune.probe import Probe
+from tilewright.passes.prune.probe import HELD_OUT, Probe, check_allocation, grams
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
 
 _Grams = tuple[Gram, CrossGram]
-_HELD_OUT = 4  # one calibration sample of so many judges what was fitted to the others
 _LEAST = 0.2  # of a dimension's entries, which stay in any case
 
 
@@ -99,13 +98,7 @@ class PruneChannels:
 
         Raises UnusableInput where allocate="global" has nothing to measure answers on.
         """
-        if self.allocate == "global" and (
-            context.calibration is None or self.criterion == "magnitude"
-        ):
-            raise UnusableInput(
-                "prune-channels: allocate=global measures what each layer does to the answers: "
-                "it needs criterion=obs and example inputs. Give --calibration FILE.npz."
-            )
+        check_allocation(self, context)
         dense = graph.edit().sorted()
         pruned = dense.edit()
         couplings = Couplings(pruned)
@@ -207,7 +200,7 @@ class PruneChannels:
     ) -> list[_Choice]:
         """Return the choices with as many entries kept as cost least together."""
         macs = _macs(dense)
-        fitted, held = calibration.held_out(_HELD_OUT)
+        fitted, held = calibration.held_out(HELD_OUT)
         pair = Pair(fitted, dense, seed=context.seed)
         probe = Probe(dense, held)
         curves = []
@@ -218,16 +211,16 @@ class PruneChannels:
             size = choice.dimension.size
             step = self.multiple if size >= 4 * self.multiple else 1
             most = size - max(step, round(_LEAST * size))
-            grams = _grams(pair, choice.layer, dense)
+            seen = grams(pair, choice.layer, dense)
 
             def without(
-                graph: Graph, gone: int, choice: _Choice = choice, grams: _Grams = grams
+                graph: Graph, gone: int, choice: _Choice = choice, seen: _Grams = seen
             ) -> None:
                 layers = {layer.name: layer for layer in linear_layers(graph)}
                 mine = choice._replace(
                     layer=layers[choice.layer.name], kept=choice.dimension.size - gone
                 )
-                self._solve(mine, couplings, *grams, use_counts(graph))
+                self._solve(mine, couplings, *seen, use_counts(graph))
 
             where = couplings.places[choice.dimension]
             saves = sum(macs.get(name, 0.0) for name, _ in where) / size
@@ -261,8 +254,8 @@ class PruneChannels:
         for done, choice in enumerate(choices, 1):
             layer = choice.layer
             context.report(f"prune-channels: {layer.name} ({done} of {len(choices)})")
-            grams = _grams(pair, layer, pruned)
-            kept[choice.dimension] = self._solve(choice, couplings, *grams, uses)
+            seen = grams(pair, layer, pruned)
+            kept[choice.dimension] = self._solve(choice, couplings, *seen, uses)
         return kept
 
     def _solve(
@@ -295,15 +288,6 @@ class PruneChannels:
         if bias is not None:
             shift(bias, matrix @ means - layer.matrix() @ means_now)
         return _entries(mask)
-
-
-def _grams(pair: Pair, layer: Layer, compressed: Graph) -> _Grams:
-    """Gather what a layer reads, now and in the dense network."""
-    now, cross = Gram(), CrossGram()
-    for x, x_now in pair.columns(layer, compressed):
-        now.add(x_now)
-        cross.add(x, x_now)
-    return now, cross
 
 
 def _macs(graph: Graph) -> dict[str, float]:

@@ -7,15 +7,55 @@ data that nothing was fitted to. That places do not disturb each other is assume
 
 from collections.abc import Callable
 from itertools import islice
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from tilewright import oracle
-from tilewright.calibration import Calibration
+from tilewright.calibration import Calibration, CrossGram, Gram
+from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
+from tilewright.layers import Layer
+from tilewright.protocol import Context
+from tilewright.segments import Pair
 
+HELD_OUT = 4  # one calibration sample of so many judges what was fitted to the others
 _SAMPLES = 32
-_SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of what may go, at which answers are compared
+_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of what may go, at which answers are compared
+
+
+class Allocating(Protocol):
+    """A pass that shares a budget out."""
+
+    name: ClassVar[str]
+
+    @property
+    def allocate(self) -> str:
+        """How: "uniform" or "global"."""
+
+    @property
+    def criterion(self) -> str:
+        """By what places are chosen."""
+
+
+def check_allocation(step: Allocating, context: Context) -> None:
+    """Raise UnusableInput where allocate="global" has nothing to measure answers on."""
+    if step.allocate == "global" and (
+        context.calibration is None or step.criterion == "magnitude"
+    ):
+        raise UnusableInput(
+            f"{step.name}: allocate=global measures what each layer does to the answers: it "
+            "needs criterion=obs and example inputs. Give --calibration FILE.npz."
+        )
+
+
+def grams(pair: Pair, layer: Layer, compressed: Graph) -> tuple[Gram, CrossGram]:
+    """Gather what a layer reads, now and in the dense network."""
+    now, cross = Gram(), CrossGram()
+    for x, x_now in pair.columns(layer, compressed):
+        now.add(x_now)
+        cross.add(x, x_now)
+    return now, cross
 
 
 class Probe:

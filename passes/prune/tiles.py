@@ -1,6 +1,6 @@
 """Prune in the tiles that the target's kernels execute, and refit what is left."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +13,10 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
 from tilewright.passes.prune import obs
+from tilewright.passes.prune.allocate import Curve, cheapest
 from tilewright.passes.prune.bias import bias_of, shift, use_counts
 from tilewright.passes.prune.candidates import candidates, cannot_change
+from tilewright.passes.prune.probe import HELD_OUT, Probe, check_allocation, grams
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
@@ -22,10 +24,16 @@ from tilewright.threads import one_blas_thread
 
 Choice = tuple[Tile, float]
 
+_MOST = 0.9  # of a layer's tiles that may go
+_STEPS = 32  # in which tiles go, of all
+
 
 @dataclass(frozen=True)
 class PruneTiles:
     """Set whole tiles of weights to zero: `sparsity` of the tiles of every layer.
+
+    With allocate="global" each layer loses what together moves the network's answers least
+    (probe.py), until `sparsity` of the multiplications in these layers is saved.
 
     A tile is the target's for that layer, or `tile`, such as "4x1" (outputs x inputs). With
     calibration data the tiles that hurt least are found by "obs" (obs.py), layer by layer:
@@ -42,6 +50,7 @@ class PruneTiles:
 
     sparsity: float = 0.6
     criterion: str = "obs"
+    allocate: str = "uniform"
     tile: str = ""
     damp: float = 0.01
     ends: bool = False
@@ -62,13 +71,19 @@ class PruneTiles:
             raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
         if self.criterion not in ("obs", "magnitude"):
             raise _wrong("criterion", self.criterion, '"obs" or "magnitude"')
+        if self.allocate not in ("uniform", "global"):
+            raise _wrong("allocate", self.allocate, '"uniform" or "global"')
         if not 0 < self.damp < np.inf:
             raise _wrong("damp", self.damp, "a positive number")
         if self.tile:
             _parsed(self.tile)
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
-        """Prune every admissible layer."""
+        """Prune every admissible layer.
+
+        Raises UnusableInput where allocate="global" has nothing to measure answers on.
+        """
+        check_allocation(self, context)
         dense = graph.edit().sorted()
         pruned = dense.edit()
         notes: list[Note] = []
@@ -101,6 +116,8 @@ class PruneTiles:
                 _drop_smallest(layer, *choices[layer.name])
         solved = [layer for layer in layers if layer.groups == 1]
         with one_blas_thread():
+            if self.allocate == "global" and context.plan is None:
+                choices |= self._allocated(dense, solved, choices, context, context.calibration)
             self._refit(dense, pruned, solved, choices, context, context.calibration)
         return Outcome(pruned, tuple(notes))
 
@@ -111,6 +128,54 @@ class PruneTiles:
             "refitted; expect the answers to change a lot. Give --calibration FILE.npz."
         )
         return [Note(layer.name, reason) for layer in layers]
+
+    def _allocated(
+        self,
+        dense: Graph,
+        layers: list[Layer],
+        choices: Mapping[str, Choice],
+        context: Context,
+        calibration: Calibration,
+    ) -> dict[str, Choice]:
+        """Return the choices with the sparsities that cost least together."""
+        fitted, held = calibration.held_out(HELD_OUT)
+        pair = Pair(fitted, dense, seed=context.seed)
+        probe = Probe(dense, held)
+        curves: dict[str, Curve] = {}
+        for members in _siblings(layers):
+            now, cross = grams(pair, members[0], dense)
+            for layer in members:
+                context.report(
+                    f"prune-tiles: probing {layer.name} ({len(curves) + 1} of {len(layers)})"
+                )
+                tile, _ = choices[layer.name]
+                blocks = -(-layer.inputs // tile.inputs)
+
+                def without(
+                    graph: Graph,
+                    gone: int,
+                    name: str = layer.name,
+                    tile: Tile = tile,
+                    blocks: int = blocks,
+                    now: Gram = now,
+                    cross: CrossGram = cross,
+                ) -> None:
+                    (mine,) = (found for found in linear_layers(graph) if found.name == name)
+                    self._solve(mine, tile, gone / blocks, now, cross, use_counts(graph))
+
+                saves = layer.positions * layer.weight.values.size / blocks
+                step = max(1, blocks // _STEPS)
+                costs = probe.costs(without, int(_MOST * blocks))
+                curves[layer.name] = Curve(costs, saves, step)
+        whole = sum(layer.positions * layer.weight.values.size for layer in layers)
+        removed = cheapest(list(curves.values()), self.sparsity * whole)
+        blocks_of = {
+            layer.name: -(-layer.inputs // choices[layer.name][0].inputs) for layer in layers
+        }
+        return {
+            name: (choices[name][0], gone / blocks_of[name])
+            for name, gone in zip(curves, removed, strict=True)
+        }
 
     def _refit(
         self,
@@ -123,17 +188,11 @@ class PruneTiles:
     ) -> None:
         pair = Pair(calibration, dense, seed=context.seed)
         uses = use_counts(pruned)
-        groups: dict[tuple[object, ...], list[Layer]] = {}
-        for layer in layers:
-            groups.setdefault(_input_matrix(layer), []).append(layer)
         done = 0
-        for members in groups.values():
+        for members in _siblings(layers):
             done += len(members)
             context.report(f"prune-tiles: {members[-1].name} ({done} of {len(layers)})")
-            now, cross = Gram(), CrossGram()
-            for x, x_now in pair.columns(members[0], pruned):
-                now.add(x_now)
-                cross.add(x, x_now)
+            now, cross = grams(pair, members[0], pruned)
             for layer in members:
                 tile, sparsity = choices[layer.name]
                 self._solve(layer, tile, sparsity, now, cross, uses)
@@ -200,6 +259,14 @@ def _drop_smallest(layer: Layer, tile: Tile, sparsity: float) -> None:
     matrix = layer.matrix()
     kept = obs.smallest_tiles(matrix, tile, sparsity)
     layer.replace(np.where(obs.spread(kept, tile, matrix.shape), matrix, 0))
+
+
+def _siblings(layers: Iterable[Layer]) -> list[list[Layer]]:
+    """Group layers that multiply the same matrix, in order."""
+    groups: dict[tuple[object, ...], list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(_input_matrix(layer), []).append(layer)
+    return list(groups.values())
 
 
 def _input_matrix(layer: Layer) -> tuple[object, ...]:

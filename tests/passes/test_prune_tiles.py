@@ -55,6 +55,34 @@ def test_every_layer_loses_half_of_its_tiles() -> None:
     onnx.checker.check_model(pruned.to_onnx(), full_check=True)
 
 
+def test_a_global_budget_is_spent_where_the_answers_suffer_least() -> None:
+    data = calibration()
+    everywhere = prune(PruneTiles(0.5, ends=True, smallest=0), calibration=data)
+    chosen = prune(PruneTiles(0.5, allocate="global", ends=True, smallest=0), calibration=data)
+    assert damage(chosen) < 0.9 * damage(everywhere)
+    # Every weight is multiplied at 16 positions; a tile more than the budget may go.
+    zeros = [
+        sum((layer.matrix() == 0).sum() for layer in linear_layers(g))
+        for g in (everywhere, chosen)
+    ]
+    assert abs(zeros[1] - zeros[0]) <= 20
+
+
+def test_a_global_budget_needs_data() -> None:
+    with pytest.raises(UnusableInput, match=r"allocate=global .* Give --calibration"):
+        prune(PruneTiles(allocate="global"))
+
+
+@pytest.mark.parametrize("criterion", ["obs", "magnitude"])
+def test_every_row_of_tiles_keeps_a_tile(criterion: str) -> None:
+    step = PruneTiles(0.999, criterion, ends=True, smallest=0)
+    pruned = prune(step, calibration=calibration())
+    for layer in linear_layers(pruned):
+        matrix = layer.matrix()
+        for first in range(0, len(matrix), 4):
+            assert np.flatnonzero(matrix[first : first + 4].any(axis=0)).size == 1
+
+
 def test_obs_hurts_far_less_than_magnitude() -> None:
     data = calibration()
     by_magnitude = damage(prune(PruneTiles(0.5, "magnitude", ends=True, smallest=0)))
