@@ -83,7 +83,8 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: Exception) -> UnusableInput:
+    empty = path.is_file() and not path.stat().st_size
     return UnusableInput(
-        f'Calibration file "{path}" cannot be read: {error}. '
+        f'Calibration file "{path}" cannot be read: {"it is empty" if empty else error}. '
         "Write it with np.savez(path, **{input_name: array})."
     )

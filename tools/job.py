@@ -47,11 +47,11 @@ class Job:
         for name, sizes in self._sizes().items():
             if not sizes or not all(isinstance(n, int) and n >= 1 for n in sizes):
                 raise UnusableInput(
-                    f'dims["{name}"] is {self.dims[name]!r}; give a size, such as 1, or a '
-                    "list of them."
+                    f"The size of {name} is {_listed(sizes)}; give a whole number from 1 on, "
+                    "or several."
                 )
             if len(set(sizes)) < len(sizes):
-                raise UnusableInput(f'dims["{name}"] is {self.dims[name]!r}: a size twice.')
+                raise UnusableInput(f"The sizes of {name} are {_listed(sizes)}: one twice.")
         if self.mask is not None and not self.open_dims:
             raise UnusableInput(
                 f"--mask {self.mask}: there is nothing to choose by it. Give several sizes of "
@@ -90,3 +90,7 @@ class Job:
         timings = Timings(cache_folder() / "timings.sqlite")
         timings.check()
         return Tuning(ways, seconds, threads, timings)
+
+
+def _listed(sizes: Sequence[object]) -> str:
+    return ", ".join(map(repr, sizes)) or "missing"

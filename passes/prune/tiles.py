@@ -89,6 +89,7 @@ class PruneTiles:
         notes: list[Note] = []
         if context.plan is not None:
             choices = planned(pruned, context.plan)
+            notes += _unexecuted(choices, context)
         else:
             found = candidates(
                 pruned,
@@ -253,6 +254,18 @@ def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:
             f"Correct it; the model's layers are {', '.join(layers) or 'none'}."
         )
     return choices
+
+
+def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:
+    """Note the layers whose tiles are none that the target's kernels skip."""
+    target = context.target
+    tiles = {order.tile for order in target.orders.get(context.precision, ())}
+    known = ", ".join(sorted(map(str, tiles)))
+    return [
+        Note(name, f"tile {tile} is none that {target.name} skips ({known}): expect no speed")
+        for name, (tile, _) in choices.items()
+        if tiles and tile not in tiles
+    ]
 
 
 def _drop_smallest(layer: Layer, tile: Tile, sparsity: float) -> None:

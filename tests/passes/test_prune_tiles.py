@@ -68,6 +68,13 @@ def test_a_global_budget_is_spent_where_the_answers_suffer_least() -> None:
     assert abs(zeros[1] - zeros[0]) <= 20
 
 
+def test_a_plans_tile_that_the_target_does_not_skip_is_noted() -> None:
+    plan = Plan({SECOND: level(0.5, "5x7"), LAST: level(0.5, "4x1")})
+    notes = EVERY(three_layers(), context(calibration=calibration(), plan=plan)).notes
+    assert [note.node for note in notes] == [SECOND]
+    assert "5x7 is none that device skips (4x1, 8x1)" in notes[0].reason
+
+
 def test_a_global_budget_needs_data() -> None:
     with pytest.raises(UnusableInput, match=r"allocate=global .* Give --calibration"):
         prune(PruneTiles(allocate="global"))

@@ -73,7 +73,7 @@ def test_an_artifact_on_integers_has_pruned_tiles_of_its_own_and_a_plan(
     ("options", "message"),
     [
         ({"sparsity": "0.5"}, "sparsity is '0.5'; give a number"),
-        ({"dims": {"batch": "1"}}, r"dims\[\"batch\"\] is '1'; give a size"),
+        ({"dims": {"batch": "1"}}, "The size of batch is .1.; give a whole number"),
         ({"seed": -1}, "seed is -1; give a whole number from 0 on"),
         ({"threads": 0}, "threads is 0; give a whole number from 1 on"),
     ],

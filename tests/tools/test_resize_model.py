@@ -177,11 +177,11 @@ def test_what_is_no_mask_is_refused(encoder: Path, mask: str, part: str) -> None
 @pytest.mark.parametrize(
     ("dims", "part"),
     [
-        ({"batch": 1, "length": ()}, "give a size"),
-        ({"batch": 1, "length": (4, 0)}, "give a size"),
-        ({"batch": 1, "length": (4, 4)}, "a size twice"),
-        ({"batch": 1, "length": 1.5}, "give a size"),
-        ({"batch": 1, "length": None}, "give a size"),
+        ({"batch": 1, "length": ()}, "give a whole number"),
+        ({"batch": 1, "length": (4, 0)}, "give a whole number"),
+        ({"batch": 1, "length": (4, 4)}, "one twice"),
+        ({"batch": 1, "length": 1.5}, "give a whole number"),
+        ({"batch": 1, "length": None}, "give a whole number"),
     ],
 )
 def test_sizes_that_are_none_are_refused(
