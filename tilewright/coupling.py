@@ -137,12 +137,16 @@ class Couplings:
         rule(self, node)
 
     def _freeze(self, node: gs.Node, reason: str) -> None:
-        inner = (
-            graph._foreign_tensors().values()
-            for graph in node.attrs.values()
-            if isinstance(graph, gs.Graph)
-        )
-        for tensor in (*node.inputs, *node.outputs, *(t for tensors in inner for t in tensors)):
+        ours = self.graph.gs.tensors()
+        inner = {
+            name
+            for branch in node.attrs.values()
+            if isinstance(branch, gs.Graph)
+            for scope in Graph(branch).scopes()
+            for name in scope.tensors()
+        }
+        read_inside = (ours[name] for name in inner if name in ours)
+        for tensor in (*node.inputs, *node.outputs, *read_inside):
             if static_shape(tensor) is not None:
                 for extent in self.of(tensor):
                     freeze(extent, reason)

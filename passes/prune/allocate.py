@@ -22,7 +22,7 @@ def cheapest(curves: Sequence[Curve], budget: float) -> list[int]:
     """Return how many entries to remove from each place to save `budget` in all.
 
     What saves most for what it costs goes first: for convex costs and small steps the best
-    there is. Less is saved where there are no more entries.
+    there is. Less is saved where there are no more entries; what saves nothing stays.
     """
     removed = [0] * len(curves)
     saved = 0.0
@@ -31,8 +31,10 @@ def cheapest(curves: Sequence[Curve], budget: float) -> list[int]:
     def offer(index: int) -> None:
         costs, saves, step = curves[index]
         after = removed[index] + step
-        if after <= len(costs):
+        if saves and after <= len(costs):
             before = costs[removed[index] - 1] if removed[index] else 0.0
+            if np.isinf(costs[after - 1]):
+                return
             heapq.heappush(heap, (float(costs[after - 1] - before) / (saves * step), index))
 
     for index in range(len(curves)):

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from tilewright.calibration import Calibration, CrossGram, Gram
+from tilewright.calibration import Calibration
 from tilewright.coupling import Couplings
 from tilewright.dimensions import Dimension, indices, product
 from tilewright.errors import UnknownName, UnusableInput
@@ -16,15 +16,15 @@ from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
 from tilewright.passes.prune import obs
 from tilewright.passes.prune.allocate import Curve, cheapest
-from tilewright.passes.prune.bias import bias_of, shift, use_counts
+from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.candidates import cannot_change
-from tilewright.passes.prune.probe import HELD_OUT, Probe, check_allocation, grams
+from tilewright.passes.prune.probe import HELD_OUT, Probe, check_allocation
+from tilewright.passes.prune.refit import Seen, refit_layer, seen_by
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
 
-_Grams = tuple[Gram, CrossGram]
 _LEAST = 0.2  # of a dimension's entries, which stay in any case
 
 
@@ -57,8 +57,8 @@ class PruneChannels:
     What is kept is a multiple of `multiple`, where there is much more than that. What the last
     layer reads stays (`ends`), as do dimensions whose entries hold fewer than `smallest`
     weights in all, those read by layers named in `skip`, and those that a normalization
-    averages over or callers see. A plan in the
-    context says instead, for each layer by name, which share "channels" of what it reads goes.
+    averages over or callers see. A plan in the context says instead, for each layer by name,
+    which share "channels" of what it reads goes.
     """
 
     sparsity: float = 0.3
@@ -148,15 +148,11 @@ class PruneChannels:
             share = self.sparsity if shares is None else shares.get(layer.name, 0.0)
             left = self._left(dimension.size, share)
             reason = self._reason(graph, couplings, dimension, layer, layer.name in choices)
-            if shares is not None and reason and layer.name in shares:
-                raise UnusableInput(
-                    f'The plan cannot be applied: the inputs of "{layer.name}" cannot be '
-                    f"removed: {reason}."
-                )
             if reason:
                 notes.append(Note(layer.name, f"none of its {dimension.size} inputs: {reason}"))
             elif left < dimension.size:
                 choices[layer.name] = _Choice(dimension, layer, left)
+        _check_all_found(shares or {}, choices, notes)
         return sorted(choices.values(), key=lambda choice: order[choice.layer.name])
 
     def _left(self, size: int, share: float) -> int:
@@ -211,16 +207,16 @@ class PruneChannels:
             size = choice.dimension.size
             step = self.multiple if size >= 4 * self.multiple else 1
             most = size - max(step, round(_LEAST * size))
-            seen = grams(pair, choice.layer, dense)
+            seen = seen_by(choice.layer, pair, dense)
 
             def without(
-                graph: Graph, gone: int, choice: _Choice = choice, seen: _Grams = seen
+                graph: Graph, gone: int, choice: _Choice = choice, seen: Seen = seen
             ) -> None:
                 layers = {layer.name: layer for layer in linear_layers(graph)}
                 mine = choice._replace(
                     layer=layers[choice.layer.name], kept=choice.dimension.size - gone
                 )
-                self._solve(mine, couplings, *seen, use_counts(graph))
+                self._solve(mine, couplings, seen, use_counts(graph))
 
             where = couplings.places[choice.dimension]
             saves = sum(macs.get(name, 0.0) for name, _ in where) / size
@@ -254,40 +250,30 @@ class PruneChannels:
         for done, choice in enumerate(choices, 1):
             layer = choice.layer
             context.report(f"prune-channels: {layer.name} ({done} of {len(choices)})")
-            seen = grams(pair, layer, pruned)
-            kept[choice.dimension] = self._solve(choice, couplings, *seen, uses)
+            seen = seen_by(layer, pair, pruned)
+            kept[choice.dimension] = self._solve(choice, couplings, seen, uses)
         return kept
 
     def _solve(
-        self,
-        choice: _Choice,
-        couplings: Couplings,
-        now: Gram,
-        cross: CrossGram,
-        uses: Mapping[str, int],
+        self, choice: _Choice, couplings: Couplings, seen: Seen, uses: Mapping[str, int]
     ) -> list[int]:
-        layer = choice.layer
-        bias = bias_of(layer, uses)
-        gram, mixed = now.product, cross.product
-        means, means_now = (total / now.columns for total in cross.sums)
-        if bias is not None:
-            gram = gram - now.columns * np.outer(means_now, means_now)
-            mixed = mixed - now.columns * np.outer(means, means_now)
-        hessian = obs.damped(gram, self.damp)
-        matrix = layer.matrix().astype(np.float64)
-        target = obs.asymmetric_target(matrix, mixed, gram, hessian)
+        """Choose which entries stay, and refit the layer that reads them."""
         order, tile = _blocks(choice, couplings)
         gone = 1 - choice.kept / choice.dimension.size
-        inverse = np.linalg.inv(hessian)[np.ix_(order, order)]
-        mask = obs.tile_masks(target[:, order], inverse, tile, gone)
-        refitted = np.empty_like(target)
-        refitted[:, order] = obs.refit(
-            target[:, order], hessian[np.ix_(order, order)], tile, mask
-        )
-        layer.replace(refitted)
-        if bias is not None:
-            shift(bias, matrix @ means - layer.matrix() @ means_now)
-        return _entries(mask)
+        kept: list[int] = []
+
+        def solve(target: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+            inverse = np.linalg.inv(hessian)[np.ix_(order, order)]
+            mask = obs.tile_masks(target[:, order], inverse, tile, gone)
+            kept.extend(_entries(mask))
+            refitted = np.empty_like(target)
+            refitted[:, order] = obs.refit(
+                target[:, order], hessian[np.ix_(order, order)], tile, mask
+            )
+            return refitted
+
+        refit_layer(choice.layer, seen, self.damp, uses, solve)
+        return kept
 
 
 def _macs(graph: Graph) -> dict[str, float]:
@@ -351,6 +337,19 @@ def _planned(plan: Plan, layers: Mapping[str, Layer]) -> dict[str, float]:
             )
         shares[item] = float(share)
     return shares
+
+
+def _check_all_found(
+    shares: Mapping[str, float], choices: Mapping[str, _Choice], notes: Sequence[Note]
+) -> None:
+    """Raise UnusableInput where a plan asks for what stays whole."""
+    missing = [name for name, share in shares.items() if share and name not in choices]
+    if missing:
+        said = "; ".join(n.reason for n in notes if n.node == missing[0])
+        raise UnusableInput(
+            f'The plan cannot be applied: no inputs of "{missing[0]}" can be removed: '
+            f"{said or 'callers see them, or the share is less than one of them'}."
+        )
 
 
 def _wrong(option: str, value: object, wanted: str) -> UnusableInput:

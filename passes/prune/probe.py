@@ -12,12 +12,10 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from tilewright import oracle
-from tilewright.calibration import Calibration, CrossGram, Gram
+from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
-from tilewright.layers import Layer
 from tilewright.protocol import Context
-from tilewright.segments import Pair
 
 HELD_OUT = 4  # one calibration sample of so many judges what was fitted to the others
 _SAMPLES = 32
@@ -49,23 +47,22 @@ def check_allocation(step: Allocating, context: Context) -> None:
         )
 
 
-def grams(pair: Pair, layer: Layer, compressed: Graph) -> tuple[Gram, CrossGram]:
-    """Gather what a layer reads, now and in the dense network."""
-    now, cross = Gram(), CrossGram()
-    for x, x_now in pair.columns(layer, compressed):
-        now.add(x_now)
-        cross.add(x, x_now)
-    return now, cross
-
-
 class Probe:
     """The dense network's answers, to compare others with."""
 
     def __init__(self, dense: Graph, calibration: Calibration) -> None:
-        """Run the dense network on some calibration samples."""
+        """Run the dense network on some calibration samples.
+
+        Raises UnusableInput where its answers are not floats, or not finite.
+        """
         self._dense = dense
         self._feeds = list(islice(calibration.feeds(), _SAMPLES))
         self._expected = self._answers(dense)
+        if not self._expected or not all(np.isfinite(a).all() for a in self._expected):
+            raise UnusableInput(
+                "allocate=global compares answers, but the model's are no finite floats on the "
+                "calibration data. Leave the option out, or give other data."
+            )
 
     def costs(self, remove: Callable[[Graph, int], None], most: int) -> np.ndarray:
         """Return the error of the answers without the first 1 to `most` entries of a place.
@@ -85,9 +82,12 @@ class Probe:
 
     def _error(self, graph: Graph) -> float:
         pairs = zip(self._answers(graph), self._expected, strict=True)
-        return float(
-            sum(np.square(found - dense).sum() / _spread(dense) for found, dense in pairs)
-        )
+        error = 0.0
+        for found, dense in pairs:
+            if found.shape != dense.shape or not np.isfinite(found).all():
+                return np.inf
+            error += float(np.square(found - dense).sum()) / _spread(dense)
+        return error
 
     def _answers(self, graph: Graph) -> list[np.ndarray]:
         """Return each float output for all samples, in one row each."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tilewright.calibration import Calibration, CrossGram, Gram
+from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
@@ -14,9 +14,10 @@ from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
 from tilewright.passes.prune import obs
 from tilewright.passes.prune.allocate import Curve, cheapest
-from tilewright.passes.prune.bias import bias_of, shift, use_counts
+from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.candidates import candidates, cannot_change
-from tilewright.passes.prune.probe import HELD_OUT, Probe, check_allocation, grams
+from tilewright.passes.prune.probe import HELD_OUT, Probe, check_allocation
+from tilewright.passes.prune.refit import Seen, refit_layer, seen_by
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
@@ -144,7 +145,7 @@ class PruneTiles:
         probe = Probe(dense, held)
         curves: dict[str, Curve] = {}
         for members in _siblings(layers):
-            now, cross = grams(pair, members[0], dense)
+            seen = seen_by(members[0], pair, dense)
             for layer in members:
                 context.report(
                     f"prune-tiles: probing {layer.name} ({len(curves) + 1} of {len(layers)})"
@@ -158,11 +159,10 @@ class PruneTiles:
                     name: str = layer.name,
                     tile: Tile = tile,
                     blocks: int = blocks,
-                    now: Gram = now,
-                    cross: CrossGram = cross,
+                    seen: Seen = seen,
                 ) -> None:
                     (mine,) = (found for found in linear_layers(graph) if found.name == name)
-                    self._solve(mine, tile, gone / blocks, now, cross, use_counts(graph))
+                    self._solve(mine, (tile, gone / blocks), seen, use_counts(graph))
 
                 saves = layer.positions * layer.weight.values.size / blocks
                 step = max(1, blocks // _STEPS)
@@ -193,33 +193,18 @@ class PruneTiles:
         for members in _siblings(layers):
             done += len(members)
             context.report(f"prune-tiles: {members[-1].name} ({done} of {len(layers)})")
-            now, cross = grams(pair, members[0], pruned)
+            seen = seen_by(members[0], pair, pruned)
             for layer in members:
-                tile, sparsity = choices[layer.name]
-                self._solve(layer, tile, sparsity, now, cross, uses)
+                self._solve(layer, choices[layer.name], seen, uses)
 
-    def _solve(
-        self,
-        layer: Layer,
-        tile: Tile,
-        sparsity: float,
-        now: Gram,
-        cross: CrossGram,
-        uses: Mapping[str, int],
-    ) -> None:
-        bias = bias_of(layer, uses)
-        gram, mixed = now.product, cross.product
-        means, means_now = (total / now.columns for total in cross.sums)
-        if bias is not None:
-            gram = gram - now.columns * np.outer(means_now, means_now)
-            mixed = mixed - now.columns * np.outer(means, means_now)
-        hessian = obs.damped(gram, self.damp)
-        matrix = layer.matrix().astype(np.float64)
-        target = obs.asymmetric_target(matrix, mixed, gram, hessian)
-        refitted = obs.prune(target, hessian, tile, sparsity)
-        layer.replace(refitted)
-        if bias is not None:
-            shift(bias, matrix @ means - layer.matrix() @ means_now)
+    def _solve(self, layer: Layer, choice: Choice, seen: Seen, uses: Mapping[str, int]) -> None:
+        refit_layer(
+            layer,
+            seen,
+            self.damp,
+            uses,
+            lambda target, hessian: obs.prune(target, hessian, *choice),
+        )
 
 
 def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:

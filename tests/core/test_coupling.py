@@ -305,6 +305,22 @@ def test_a_node_without_a_rule_is_noted_and_its_axes_stay() -> None:
     assert [d.size for d in couplings.places] == [5]
 
 
+def test_what_a_branch_reads_stays_weights_too() -> None:
+    graph = graph_of(
+        """g (float[1,6] x, bool c) => (float[1,6] y, float[1,8] z) {
+            h = MatMul(x, w)  r = Relu(h)  y = MatMul(r, v)
+            z = If(c) <
+                then_branch = t () => (float[1,8] a) { a = MatMul(x, w) },
+                else_branch = e () => (float[1,8] b) { b = Neg(r) }>
+        }""",
+        w=normal(6, 8),
+        v=normal(8, 6),
+    )
+    couplings = Couplings(graph)
+    assert [note.node for note in couplings.notes] == ["If_3"]
+    assert list(couplings.places) == []
+
+
 def test_axes_that_reshapes_cut_differently_stay() -> None:
     graph = graph_of(
         """g (float[1,4] x) => (float[1,4] y)

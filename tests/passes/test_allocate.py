@@ -41,6 +41,12 @@ def test_entries_go_in_steps_and_never_beyond_the_costs() -> None:
     assert cheapest([curve], budget=100) == [8]
 
 
+def test_what_saves_nothing_or_breaks_the_answers_stays() -> None:
+    costs = np.array([0.0, 1.0])
+    assert cheapest([Curve(costs, 0.0)], budget=5) == [0]
+    assert cheapest([Curve(np.array([0.0, np.inf]), 1.0)], budget=5) == [1]
+
+
 def test_without_a_budget_nothing_goes() -> None:
     assert cheapest([Curve(np.ones(3), 1.0)], budget=0) == [0]
     assert cheapest([], budget=1) == []

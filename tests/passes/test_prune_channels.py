@@ -263,6 +263,33 @@ def test_a_plan_that_cannot_be_is_refused(levels: dict[str, Any], message: str) 
         prune(EVERY, plan=Plan(levels))
 
 
+def test_a_plan_takes_heads_or_is_refused_where_nothing_can_go() -> None:
+    *_, last = [node.name for node in attention().nodes if node.op == "MatMul"]
+    plan = Plan({last: {"channels": 0.5}})
+    found = prune(EVERY, attention(), calibration=calibration(), plan=plan)
+    assert shapes(found.graph)["wo"] == (6, 12)
+    graph, _ = inverted_bottleneck()
+    reader = next(n.name for n in graph.nodes if any(t.name == "v" for t in n.inputs))
+    with pytest.raises(
+        UnusableInput, match=r"no inputs of .* can be removed: .* read them too"
+    ):
+        prune(EVERY, graph, plan=Plan({reader: {"channels": 0.5}}))
+
+
+def test_answers_that_are_no_floats_cannot_be_compared() -> None:
+    graph = small_graph(
+        """g (float[1,16,12] x) => (int64[1,16] y) {
+            a = MatMul(x, w1)  r = Relu(a)  b = MatMul(r, w2)
+            y = ArgMax <axis = 2, keepdims = 0> (b)
+        }""",
+        w1=normal(12, 8),
+        w2=normal(8, 5),
+    )
+    step = PruneChannels(0.5, allocate="global", multiple=1, ends=True, smallest=0)
+    with pytest.raises(UnusableInput, match="no finite floats"):
+        prune(step, graph, calibration=calibration())
+
+
 def test_without_data_features_go_by_magnitude_and_a_note_says_so() -> None:
     told: list[str] = []
     found = EVERY(three_layers(), Context(DEVICE, None, report=told.append))
