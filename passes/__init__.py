@@ -4,6 +4,7 @@
 PASSES: dict[str, str] = {
     "fold-batchnorm": "tilewright.passes.clean.fold_batchnorm:FoldBatchnorm",
     "fold-constants": "tilewright.passes.clean.fold_constants:FoldConstants",
+    "heal": "tilewright.passes.heal.align:Heal",
     "prune-channels": "tilewright.passes.prune.channels:PruneChannels",
     "prune-tiles": "tilewright.passes.prune.tiles:PruneTiles",
     "prune-weights": "tilewright.passes.prune.magnitude:PruneWeights",

@@ -1,6 +1,6 @@
 """Columns: a layer's input as the matrix X of Y = W X, (inputs, positions)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -34,6 +34,19 @@ def columns(node: gs.Node, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picked.reshape(len(chosen), -1).T)
 
 
+def real_positions(feeds: Mapping[str, np.ndarray], shape: Sequence[int]) -> np.ndarray:
+    """Say which of one sample's positions are no padding. Result: bool, `shape`.
+
+    Where the model has an integer or boolean input whose name holds "mask", and which has this
+    shape, they are those that it does not have at zero; else all.
+    """
+    for name, values in feeds.items():
+        is_mask = "mask" in name.lower() and values.dtype.kind in "biu"
+        if is_mask and values.shape == tuple(shape) and values.any():
+            return np.asarray(values != 0)
+    return np.ones(tuple(shape), dtype=bool)
+
+
 def choose_positions(
     node: gs.Node,
     x: np.ndarray,
@@ -43,15 +56,11 @@ def choose_positions(
 ) -> np.ndarray:
     """Pick at most `limit` positions of one sample, sorted.
 
-    Padding does not count: where the model has an integer or boolean input whose name holds
-    "mask" and whose shape is that of the layer's positions, positions at zero are left out.
+    Padding does not count (`real_positions`).
     """
     candidates = np.arange(position_count(node, x))
     if node.op != "Conv" and x.ndim > 2:
-        for name, values in feeds.items():
-            is_mask = "mask" in name.lower() and values.dtype.kind in "biu"
-            if is_mask and values.shape == x.shape[:-1] and values.any():
-                candidates = np.flatnonzero(values)
+        candidates = np.flatnonzero(real_positions(feeds, x.shape[:-1]))
     if len(candidates) <= limit:
         return candidates
     return np.sort(rng.choice(candidates, limit, replace=False))

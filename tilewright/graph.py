@@ -5,7 +5,7 @@ to: a pass replaces an array, it never edits one, so graphs may share weights fr
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,14 @@ def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
     if shape is None or not all(isinstance(d, int | np.integer) and d >= 0 for d in shape):
         return None
     return tuple(int(d) for d in shape)
+
+
+def with_outputs(graph: Graph, names: Sequence[str]) -> Graph:
+    """Return the graph with these of its tensors as its only outputs."""
+    edited = graph.edit()
+    tensors = edited.gs.tensors()
+    edited.gs.outputs = [tensors[name] for name in names]
+    return edited
 
 
 def name_nodes(graph: gs.Graph) -> None:

@@ -128,6 +128,8 @@ class Pipeline:
         pruned: frozenset[str] = frozenset()
         for index, step in enumerate(self.passes):
             context.report(f"{step.name} ({index + 1} of {len(self.passes)})")
+            if context.dense is None and not step.keeps_outputs:
+                context = dataclasses.replace(context, dense=graph)
             verifier.require(step, graph)
             try:
                 start = clock()

@@ -41,7 +41,9 @@ class Context:
     """What a pass may look at: read-only, handed down.
 
     A `plan` overrules a pass's own choice of how much where. `precision` is the arithmetic that
-    the kernels will use, which decides what tiles they run.
+    the kernels will use, which decides what tiles they run. `dense` is the network before the
+    first pass that changed its answers; `unfinished` a folder for what an interrupted pass goes
+    on from.
     """
 
     target: Target
@@ -50,6 +52,8 @@ class Context:
     plan: Plan | None = None
     precision: str = "fp32"
     report: Report = silent
+    dense: Graph | None = None
+    unfinished: Path | None = None
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ The folder of the first failure, in fold-batchnorm:
       run.json          pipeline from this pass on, seed, precision, target
       plan.json         the plan, where there was one
       calibration.npz   the calibration data, where there was some
+      dense.onnx        the network before anything was pruned, where something was
 """
 
 import json
@@ -37,6 +38,7 @@ class Reproduction(NamedTuple):
     target: Target
     plan: Plan | None
     arrays: Mapping[str, np.ndarray] | None
+    dense: Path | None
 
 
 def write_reproduction(
@@ -55,6 +57,8 @@ def write_reproduction(
     (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     if context.plan is not None:
         context.plan.write(folder / "plan.json")
+    if context.dense is not None and context.dense is not graph:
+        context.dense.save(folder / "dense.onnx")
     if context.calibration is not None:
         batched = {str(t.name) for t in graph.inputs if has_batch_of_one(t)}
         _write_stacked(folder / "calibration.npz", context.calibration, batched)
@@ -73,7 +77,7 @@ def read_reproduction(folder: Path) -> Reproduction:
             f'"{folder}" cannot be rerun: run.json is missing or damaged ({error!r}). '
             "Give a folder that a failing pass named."
         ) from error
-    plan, data = folder / "plan.json", folder / "calibration.npz"
+    plan, data, dense = (folder / n for n in ("plan.json", "calibration.npz", "dense.onnx"))
     arrays = None
     if data.is_file():
         with np.load(data, allow_pickle=False) as stored:
@@ -86,6 +90,7 @@ def read_reproduction(folder: Path) -> Reproduction:
         target,
         Plan.read(plan) if plan.is_file() else None,
         arrays,
+        dense if dense.is_file() else None,
     )
 
 

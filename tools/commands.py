@@ -248,6 +248,7 @@ def run_reproduce(folder: Path, console: Console) -> None:
             plan=stored.plan,
             precision=stored.precision,
             report=console.report,
+            dense=None if stored.dense is None else read_onnx(stored.dense),
         )
         pipeline = parse_pipeline(stored.pipeline)
         run = pipeline.run(graph, context, reproductions=None)

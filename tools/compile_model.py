@@ -14,6 +14,7 @@ from tilewright import artifact, oracle
 from tilewright.cost import parameter_bytes, parameter_counts
 from tilewright.errors import UnknownName
 from tilewright.frontends.onnx_file import read_onnx
+from tilewright.frontends.zoo import cache_folder
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
@@ -179,7 +180,15 @@ def _build(
     target, pipeline, plan, _, tuning = settled
     with stages("calibrate"):
         calibration = read_calibration(source, job.calibration, job.seed, report)
-        context = Context(target, calibration, job.seed, plan, job.precision, report)
+        context = Context(
+            target,
+            calibration,
+            job.seed,
+            plan,
+            job.precision,
+            report,
+            unfinished=cache_folder() / "unfinished",
+        )
         feeds = _feeds(source.graph, context)
     with stages("passes"):
         run = pipeline.run(source.graph, context)

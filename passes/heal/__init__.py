@@ -1,0 +1,1 @@
+"""Repair what pruning broke, beyond single layers."""

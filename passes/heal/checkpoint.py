@@ -1,0 +1,67 @@
+"""Checkpoint: what an interrupted training goes on from."""
+
+import contextlib
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tilewright.autograd import require_torch
+from tilewright.calibration import Calibration
+from tilewright.graph import Graph
+from tilewright.protocol import Report
+
+
+class Checkpoint:
+    """A file, named by all that the training depends on; without a folder there is none."""
+
+    def __init__(self, folder: Path | None, key: str, report: Report) -> None:
+        """Look for nothing yet."""
+        self._file = None if folder is None else folder / f"{key}.pt"
+        self._report = report
+
+    def read(self) -> Mapping[str, Any] | None:
+        """Return what `write` was last given, or None; a damaged file counts as none."""
+        if self._file is None or not self._file.is_file():
+            return None
+        try:
+            found: Mapping[str, Any] = require_torch("heal").load(self._file, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            return None
+        return found
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Replace the file. Where that fails, training goes on without."""
+        if self._file is None:
+            return
+        fresh = self._file.with_suffix(".new")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            require_torch("heal").save(dict(state), fresh)
+            fresh.replace(self._file)
+        except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            self._report(f"heal: interrupted, it will begin anew: {error}")
+            self._file = None
+
+    def remove(self) -> None:
+        """Forget: training has come to its end."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
+def key_of(settings: object, graphs: Sequence[Graph], calibration: Calibration) -> str:
+    """Return a hash of all that training depends on."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for graph in graphs:
+        digest.update(str(graph).encode())
+        for name, values in sorted(graph.constants().items()):
+            digest.update(name.encode())
+            digest.update(values.tobytes())
+    for feeds in calibration.feeds():
+        for name, values in sorted(feeds.items()):
+            digest.update(name.encode())
+            digest.update(values.tobytes())
+    return digest.hexdigest()[:24]
