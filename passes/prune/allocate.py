@@ -1,10 +1,50 @@
-"""How much to take from each of several places, so that together it hurts least."""
+"""How much to take from each of several places.
+
+An allocator is a function of `Place`s, of what it wants to know about them and of the target,
+that returns how many entries each place loses. What costs a run of the network to find out is
+a function that it calls; anything else is passed as it is. Those that run the network to hold a
+floor are in safe_rates.py, those that read rankings in tolerance.py.
+"""
 
 import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import softmax
+
+_MOST_ENTROPIC = 0.85  # of a place, which is UniQL's bound
+
+
+class Place(NamedTuple):
+    """Somewhere that entries can be removed from: columns of a layer, channels of a dimension.
+
+    `most` of its `entries` may go, `step` at a time; each saves `saves` (multiplications, bytes
+    or milliseconds). `shape` is that of the weights, outputs first, kernel sizes last.
+    """
+
+    name: str
+    entries: int
+    most: int
+    step: int
+    saves: float
+    shape: tuple[int, ...] = ()
+
+
+def nearest(place: Place, share: float) -> int:
+    """Return the count nearest to a share of the entries that may go, in whole steps."""
+    steps = min(round(share * place.entries / place.step), place.most // place.step)
+    return steps * place.step
+
+
+def saved(places: Sequence[Place], removed: Sequence[int]) -> float:
+    """Return what removing so many entries saves in all."""
+    return sum(place.saves * count for place, count in zip(places, removed, strict=True))
+
+
+def uniform(places: Sequence[Place], sparsity: float) -> list[int]:
+    """Remove the same share from every place."""
+    return [nearest(place, sparsity) for place in places]
 
 
 class Curve(NamedTuple):
@@ -45,3 +85,72 @@ def cheapest(curves: Sequence[Curve], budget: float) -> list[int]:
         saved += curves[index].saves * curves[index].step
         offer(index)
     return removed
+
+
+def threshold(
+    places: Sequence[Place], costs: Sequence[np.ndarray], sparsity: float
+) -> list[int]:
+    """Save a share of everything where it costs least, by one threshold on cost per saving.
+
+    `costs[i]` is the error of the answers without the first 1, 2, ... entries of place i.
+    """
+    curves = [
+        Curve(cost[: place.most], place.saves, place.step)
+        for place, cost in zip(places, costs, strict=True)
+    ]
+    return cheapest(curves, sparsity * saved(places, [place.entries for place in places]))
+
+
+def erdos_renyi_kernel(places: Sequence[Place], sparsity: float) -> list[int]:
+    """Keep the densities of `erdos_renyi_kernel_densities`, rounded to whole steps."""
+    densities = erdos_renyi_kernel_densities([place.shape for place in places], 1 - sparsity)
+    return [nearest(p, 1 - density) for p, density in zip(places, densities, strict=True)]
+
+
+def erdos_renyi_kernel_densities(
+    shapes: Sequence[tuple[int, ...]], density: float
+) -> np.ndarray:
+    """Return densities proportional to sum(shape) / prod(shape), none of them above 1.
+
+    Over all weights together they come to `density`, from 0 to 1: what some layers cannot take
+    is shared out among the others in the same proportion. Evci et al., "RigL" (2020), from
+    Mocanu et al. (2018); GraNet starts from it.
+    """
+    sizes = np.array([np.prod(shape) for shape in shapes], dtype=float)
+    raw = np.array([np.sum(shape) for shape in shapes], dtype=float) / sizes
+    densities = np.ones(len(sizes))
+    free = np.ones(len(sizes), dtype=bool)
+    while free.any():
+        left = density * sizes.sum() - sizes[~free].sum()
+        densities[free] = raw[free] * left / (raw * sizes)[free].sum()
+        over = free & (densities > 1)
+        if not over.any():
+            break
+        # The factor only grows from here on, so whatever is over stays over.
+        densities[over] = 1
+        free &= ~over
+    return densities
+
+
+def entropic(
+    places: Sequence[Place], alikeness: Sequence[float], sparsity: float, epsilon: float = 0.1
+) -> list[int]:
+    """Remove the shares of `entropic_shares`, rounded to whole steps."""
+    shares = entropic_shares(alikeness, sparsity, epsilon)
+    return [nearest(p, float(share)) for p, share in zip(places, shares, strict=True)]
+
+
+def entropic_shares(
+    alikeness: Sequence[float] | np.ndarray, share: float, epsilon: float = 0.1
+) -> np.ndarray:
+    """Return shares to remove that average to `share`: more from blocks that change little.
+
+    `alikeness` is the cosine of what goes into each block and what comes out
+    (`criteria.alikeness`), L their number. The shares are
+    L share softmax((alikeness - 1) / epsilon), which is what a mean of 1 - alikeness, weighted
+    by them, is least for once epsilon times their entropy is taken off. Those above 0.85 are
+    cut to that, and the average falls short. Chiang et al., "UniQL" (2025).
+    """
+    importance = 1 - np.asarray(alikeness, dtype=float)
+    shares = len(importance) * share * softmax(-importance / epsilon)
+    return np.minimum(shares, _MOST_ENTROPIC)

@@ -1,0 +1,118 @@
+"""How much may go from each place before the answers get worse than a floor.
+
+What was published about PSViT and PrimeSVT says in which order they look at layers, not how
+they decide; the decisions here are ours.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tilewright.errors import UnusableInput
+from tilewright.passes.prune.allocate import Place, nearest, saved, uniform
+
+# How well the network does without so many entries of each place at once: its accuracy, or how
+# well it agrees with the dense one. Higher is better.
+Agreement = Callable[[Sequence[int]], float]
+
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class Trial(NamedTuple):
+    """What `prioritized` tried: `removed` from that place, and everything kept before."""
+
+    place: str
+    removed: int
+    agreement: float
+    saved: float
+    kept: bool
+
+
+def sensitivity(
+    places: Sequence[Place],
+    agreement: Agreement,
+    floor: float,
+    rates: Sequence[float] = RATES,
+) -> list[int]:
+    """Remove from each place as much as it tolerates alone, as far as the floor holds together.
+
+    First the largest of the ascending `rates` that holds the floor everywhere at once is found.
+    Then each place alone is tried at every rate. Each gets the highest rate that leaves the
+    agreement above one threshold, common to all, which is lowered as far as the floor holds;
+    that is searched by halving, so a better one may exist where less pruning agrees worse.
+    The better of both, by what it saves, is returned; both were seen to hold the floor.
+
+    Raises UnusableInput where the floor does not hold even with nothing removed.
+    Putra et al., "PSViT" (2026): the three steps.
+    """
+    _check(places, agreement, floor)
+    best = [0] * len(places)
+    for rate in rates:
+        everywhere = uniform(places, rate)
+        if agreement(everywhere) < floor:
+            break
+        best = everywhere
+    whole = [0] * len(places)
+    alone = [
+        {n: agreement([*whole[:i], n, *whole[i + 1 :]]) for n in _counts(place, rates)}
+        for i, place in enumerate(places)
+    ]
+    thresholds = {a for by_count in alone for a in by_count.values() if a >= floor}
+    tolerated = [
+        [max((n for n, a in by_count.items() if a >= least), default=0) for by_count in alone]
+        for least in sorted(thresholds)
+    ]
+    # The thresholds ascend, so those that hold the floor stand behind those that do not.
+    first = bisect_left(tolerated, True, key=lambda removed: agreement(removed) >= floor)
+    return max(
+        [best, *tolerated[first : first + 1]], key=lambda removed: saved(places, removed)
+    )
+
+
+def prioritized(
+    places: Sequence[Place],
+    agreement: Agreement,
+    floor: float,
+    budget: float,
+    rates: Sequence[float] = RATES,
+) -> tuple[list[int], list[Trial]]:
+    """Remove from the largest place down as much as the floor allows, until `budget` is saved.
+
+    In each place the ascending `rates` are tried until the agreement falls below the floor, and
+    the last one that held it is kept: places that do not stand the first one stay whole.
+    Returns the counts and what was tried, in order; what the kept trials save never falls, and
+    the last of them is what is returned. A budget of infinity leaves the floor alone to end it.
+
+    Raises UnusableInput where the floor does not hold even with nothing removed.
+    Putra et al., "PrimeSVT" (2026): largest first, in one go, under two constraints.
+    """
+    _check(places, agreement, floor)
+    sizes = [-place.saves * place.entries for place in places]
+    removed = [0] * len(places)
+    trials: list[Trial] = []
+    for index in sorted(range(len(places)), key=sizes.__getitem__):
+        for count in _counts(places[index], rates):
+            if saved(places, removed) >= budget:
+                return removed, trials
+            tried = [*removed[:index], count, *removed[index + 1 :]]
+            found = agreement(tried)
+            kept = found >= floor
+            trials.append(Trial(places[index].name, count, found, saved(places, tried), kept))
+            if not kept:
+                break
+            removed = tried
+    return removed, trials
+
+
+def _counts(place: Place, rates: Sequence[float]) -> list[int]:
+    """Return the counts that the rates come to, each once, ascending, but for 0."""
+    return sorted({nearest(place, rate) for rate in rates} - {0})
+
+
+def _check(places: Sequence[Place], agreement: Agreement, floor: float) -> None:
+    found = agreement([0] * len(places))
+    if found < floor:
+        raise UnusableInput(
+            f"The answers are to agree to {floor:.4g}, but with nothing removed they do to "
+            f"{found:.4g}. Ask for less."
+        )
