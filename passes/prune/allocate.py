@@ -37,7 +37,7 @@ def nearest(place: Place, share: float) -> int:
     return steps * place.step
 
 
-def saved(places: Sequence[Place], removed: Sequence[int]) -> float:
+def savings(places: Sequence[Place], removed: Sequence[int]) -> float:
     """Return what removing so many entries saves in all."""
     return sum(place.saves * count for place, count in zip(places, removed, strict=True))
 
@@ -98,7 +98,7 @@ def threshold(
         Curve(cost[: place.most], place.saves, place.step)
         for place, cost in zip(places, costs, strict=True)
     ]
-    return cheapest(curves, sparsity * saved(places, [place.entries for place in places]))
+    return cheapest(curves, sparsity * savings(places, [place.entries for place in places]))
 
 
 def erdos_renyi_kernel(places: Sequence[Place], sparsity: float) -> list[int]:

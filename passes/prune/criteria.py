@@ -24,9 +24,10 @@ def taylor(weights: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """Return what the loss changes by without an output's weights, to first order.
 
     `weights` is (outputs, ...), `gradients` (batches, outputs, ...): those of the loss, batch
-    by batch. Result: the mean over batches of |sum(w g)|. It is Molchanov et al., "Importance
-    estimation for neural network pruning" (2019), equation 8 for groups, with the absolute
-    value in place of the square. For single weights pass them as outputs of one weight each.
+    by batch. Result: the mean over batches of |sum(w g)|. It is the first-order importance of a
+    group of weights of Molchanov et al., "Importance estimation for neural network pruning"
+    (2019), with the absolute value in place of the square. For single weights pass them as
+    outputs of one weight each.
     """
     return np.asarray(np.abs(_changes(weights, gradients)).mean(axis=0))
 

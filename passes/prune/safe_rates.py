@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tilewright.errors import UnusableInput
-from tilewright.passes.prune.allocate import Place, nearest, saved, uniform
+from tilewright.passes.prune.allocate import Place, nearest, savings, uniform
 
 # How well the network does without so many entries of each place at once: its accuracy, or how
 # well it agrees with the dense one. Higher is better.
@@ -65,7 +65,7 @@ def sensitivity(
     # The thresholds ascend, so those that hold the floor stand behind those that do not.
     first = bisect_left(tolerated, True, key=lambda removed: agreement(removed) >= floor)
     return max(
-        [best, *tolerated[first : first + 1]], key=lambda removed: saved(places, removed)
+        [best, *tolerated[first : first + 1]], key=lambda removed: savings(places, removed)
     )
 
 
@@ -92,12 +92,12 @@ def prioritized(
     trials: list[Trial] = []
     for index in sorted(range(len(places)), key=sizes.__getitem__):
         for count in _counts(places[index], rates):
-            if saved(places, removed) >= budget:
+            if savings(places, removed) >= budget:
                 return removed, trials
             tried = [*removed[:index], count, *removed[index + 1 :]]
             found = agreement(tried)
             kept = found >= floor
-            trials.append(Trial(places[index].name, count, found, saved(places, tried), kept))
+            trials.append(Trial(places[index].name, count, found, savings(places, tried), kept))
             if not kept:
                 break
             removed = tried

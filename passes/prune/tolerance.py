@@ -12,16 +12,17 @@ _MOST = 0.99  # of a place's entries, which is FAIR-Pruner's bound
 def tolerance_of_differences(
     places: Sequence[Place], rankings: Sequence[tuple[np.ndarray, np.ndarray]], alpha: float
 ) -> list[int]:
-    """Remove from each place what `largest_agreed` allows, in whole steps.
+    """Remove from each place what `largest_agreed` allows, of what may go and in whole steps.
 
     `rankings[i]` are the entries of place i from the least used on, and from the least
     important on (by `criteria.utilization` and `criteria.reconstruction`, or any such pair).
     One `alpha` is for all places: those with much that is superfluous lose more.
     """
-    counts = [largest_agreed(used, mattering, alpha) for used, mattering in rankings]
     return [
-        min(count, place.most) // place.step * place.step
-        for place, count in zip(places, counts, strict=True)
+        largest_agreed(
+            used, mattering, alpha, np.arange(place.step, place.most + 1, place.step)
+        )
+        for place, (used, mattering) in zip(places, rankings, strict=True)
     ]
 
 
@@ -39,11 +40,19 @@ def differences(least_used: np.ndarray, least_important: np.ndarray) -> np.ndarr
     return np.asarray(np.bincount(both, minlength=n).cumsum() / np.arange(1, n + 1))
 
 
-def largest_agreed(least_used: np.ndarray, least_important: np.ndarray, alpha: float) -> int:
+def largest_agreed(
+    least_used: np.ndarray,
+    least_important: np.ndarray,
+    alpha: float,
+    counts: np.ndarray | None = None,
+) -> int:
     """Return the largest k up to 0.99 n with ToD(k) <= alpha, or 0.
 
-    ToD rises and falls, so this is not the first k that exceeds alpha. Lin et al.,
-    "FAIR-Pruner" (2025); counts equal those of network-pruner 2.16's get_ratios.
+    ToD rises and falls, so smaller k may have more. `counts` are the k that may be returned,
+    from 1 to n; by default all. Lin et al., "FAIR-Pruner" (2025); it agrees with get_ratios of
+    their package network-pruner 2.16.
     """
-    allowed = differences(least_used, least_important)[: int(_MOST * len(least_used))] <= alpha
-    return int(np.flatnonzero(allowed)[-1]) + 1 if allowed.any() else 0
+    every = differences(least_used, least_important)
+    possible = np.arange(1, len(every) + 1) if counts is None else counts
+    possible = possible[possible <= int(_MOST * len(every))]
+    return int(possible[every[possible - 1] <= alpha].max(initial=0))

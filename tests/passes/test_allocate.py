@@ -16,7 +16,7 @@ from tilewright.passes.prune.allocate import (
     erdos_renyi_kernel,
     erdos_renyi_kernel_densities,
     nearest,
-    saved,
+    savings,
     threshold,
     uniform,
 )
@@ -76,6 +76,7 @@ places = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(places, st.floats(0, 1))
 def test_counts_are_whole_steps_within_what_may_go_and_none_is_nearer(
     place: Place, share: float
@@ -91,7 +92,7 @@ def test_counts_are_whole_steps_within_what_may_go_and_none_is_nearer(
 def test_uniform_takes_the_same_share_everywhere() -> None:
     many = [Place("a", 64, 48, 8, 2.0), Place("b", 100, 80, 1, 3.0), Place("c", 64, 8, 8, 1.0)]
     assert uniform(many, 0.5) == [32, 50, 8]
-    assert saved(many, [32, 50, 8]) == 64 + 150 + 8
+    assert savings(many, [32, 50, 8]) == 64 + 150 + 8
 
 
 def test_threshold_saves_a_share_of_everything_where_it_costs_least() -> None:
@@ -115,6 +116,7 @@ shapes = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(shapes, st.floats(0, 1))
 def test_densities_come_to_the_target_and_none_is_above_one(
     many: list[tuple[int, ...]], density: float
@@ -152,6 +154,7 @@ def test_entries_go_by_the_density_of_the_weights() -> None:
 # ---- entropy ----
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=40), st.floats(0.01, 0.5))
 def test_entropic_shares_average_to_the_target_where_none_is_cut(
     alike: list[float], share: float

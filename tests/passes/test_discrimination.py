@@ -133,6 +133,14 @@ def test_informative_channels_are_kept_where_reconstruction_keeps_loud_ones() ->
     assert kept[0.0] < 0.7 * 40
 
 
+def test_channels_that_add_nothing_come_last_and_once() -> None:
+    nothing = Head(np.zeros((2, 2)), np.zeros(2))
+    weights = np.array([[0.0, 1, 0, 2, 0], [0, 3, 0, 0, 0]])
+    labels = np.zeros(3, dtype=int)
+    layer = Layer(weights, np.eye(5), np.zeros((3, 5)), labels, nothing)
+    assert select(layer, np.arange(5), 5).channels == [1, 3, 0, 2, 4]
+
+
 def test_channels_of_several_inputs_stay_together() -> None:
     layer = planted(4, 6, 6, samples=100)
     pairs = np.repeat(np.arange(6), 2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.passes.perceptrons import Perceptron, modes, trained
 from tilewright.errors import UnusableInput
-from tilewright.passes.prune.allocate import Place, saved, uniform
+from tilewright.passes.prune.allocate import Place, savings, uniform
 from tilewright.passes.prune.criteria import filter_norms
 from tilewright.passes.prune.safe_rates import RATES, prioritized, sensitivity
 from tilewright.threads import one_blas_thread
@@ -85,8 +85,8 @@ def test_sensitivity_saves_at_least_what_one_rate_for_all_does(
     for rate in RATES:
         if agreement(uniform(many, rate)) < floor:
             break
-        safe = saved(many, uniform(many, rate))
-    assert saved(many, sensitivity(many, agreement, floor)) >= safe
+        safe = savings(many, uniform(many, rate))
+    assert savings(many, sensitivity(many, agreement, floor)) >= safe
 
 
 @settings(deadline=None)
@@ -97,15 +97,15 @@ def test_the_trials_tell_how_it_came_to_what_it_returns(
     many, agreement = case
     removed, trials = prioritized(many, agreement, floor, budget)
     kept = [trial for trial in trials if trial.kept]
-    savings = [trial.saved for trial in kept]
-    assert savings == sorted(savings)
+    by_step = [trial.saved for trial in kept]
+    assert by_step == sorted(by_step)
     assert all(trial.kept == (trial.agreement >= floor) for trial in trials)
     assert all(trial.saved < budget for trial in kept[:-1])
     state = dict.fromkeys((place.name for place in many), 0)
     for trial in trials:
         tried = {**state, trial.place: trial.removed}
         assert agreement(list(tried.values())) == trial.agreement
-        assert saved(many, list(tried.values())) == trial.saved
+        assert savings(many, list(tried.values())) == trial.saved
         state = tried if trial.kept else state
     assert list(state.values()) == removed
     # From the largest place down.
@@ -217,6 +217,6 @@ def test_a_budget_that_is_met_ends_it(networks: list[Pruning]) -> None:
     floor = pruning.net.accuracy(*pruning.held) - 0.03
     budget = 0.15 * 4 * pruning.net.size()
     removed, trials = prioritized(pruning.places, pruning.accuracy, floor, budget)
-    assert saved(pruning.places, removed) >= budget
+    assert savings(pruning.places, removed) >= budget
     assert trials[-1].kept
     assert all(trial.saved < budget for trial in trials[:-1])

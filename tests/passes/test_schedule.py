@@ -1,7 +1,7 @@
 """How sparsity grows in rounds."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilewright.passes.prune.schedule import cubic
@@ -9,6 +9,7 @@ from tilewright.passes.prune.schedule import cubic
 shares = st.floats(0, 1)
 
 
+@settings(deadline=None)
 @given(shares, shares, st.integers(0, 100), st.integers(1, 100))
 def test_it_starts_and_ends_where_it_should_and_never_turns_back(
     start: float, end: float, first: int, length: int
