@@ -13,6 +13,9 @@ al., "Discrimination-aware Channel Pruning" (2018), Algorithm 1. What is ours:
 - There is no ReLU before the average, so L is convex in V, and of X it needs the Gram matrix
   and the samples' averages alone.
 - V is solved for instead of trained.
+
+A channel's gradient is measured by its Frobenius norm, as in the paper; the authors' code adds
+up the norms of each output's kernel.
 """
 
 from typing import NamedTuple
@@ -162,7 +165,7 @@ def _energy(layer: Layer) -> float:
 
 
 def _logits(layer: Layer, weights: np.ndarray) -> np.ndarray:
-    return np.asarray(layer.pooled @ weights.T @ layer.head.weights.T + layer.head.bias)
+    return np.asarray(layer.pooled @ (layer.head.weights @ weights).T + layer.head.bias)
 
 
 def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
