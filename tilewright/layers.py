@@ -50,6 +50,11 @@ class Layer:
         return int(self.matrix().shape[1])
 
     @property
+    def taps(self) -> int:
+        """Neighbouring columns of the matrix that one input channel has."""
+        return math.prod(self.weight.shape[2:])
+
+    @property
     def source(self) -> gs.Tensor:
         """The activation that the layer reads."""
         return self.node.inputs[0]

@@ -10,11 +10,16 @@ import numpy as np
 from tilewright.errors import UnknownName, UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
-from tilewright.layout import Tile
+from tilewright.layout import Pattern, Tile
 from tilewright.target import Target
 
 # Some weights outside pruned tiles are zero by chance or were so from the start.
 _ACCOUNTED = 0.95
+
+# Patterns that devices execute, the narrowest group first: 1:2 is 2:4, too.
+_PATTERNS = (Pattern(1, 2), Pattern(1, 4), Pattern(2, 4), Pattern(4, 8))
+# So many groups, each with just the zeros of a pattern, are no chance.
+_CERTAIN = 64
 
 # What a level may hold: these are all that passes read.
 _KEYS = ("channels", "sparsity", "tile")
@@ -81,13 +86,18 @@ class Plan:
 def plan_of(graph: Graph, target: Target) -> Plan:
     """Read back from a graph's zeros how each layer was pruned.
 
-    A layer's tile is the target's for it, or else the largest of the target's tiles that
-    accounts for its zeros, or else a single weight. Layers without zero tiles are not named.
+    A layer has a pattern where each of many groups has just the zeros that it asks for. Else
+    its tile is the target's for it, or else the largest of the target's tiles that accounts for
+    its zeros, or else a single weight. Layers without zero tiles are not named.
     """
     others = {order.tile for order in target.orders.get("fp32", ())}
     levels: dict[str, Level] = {}
     for layer in linear_layers(graph):
         zeros = layer.matrix() == 0
+        pattern = next((p for p in _PATTERNS if _follows(zeros, p, layer.taps)), None)
+        if pattern is not None:
+            levels[layer.name] = {"sparsity": pattern.sparsity, "tile": str(pattern)}
+            continue
         first = target.tile_for(layer)
         rest = sorted(others - {first}, key=lambda t: (-t.outputs * t.inputs, str(t)))
         for tile in [first, *rest, Tile(1)]:
@@ -100,6 +110,16 @@ def plan_of(graph: Graph, target: Target) -> Plan:
                 }
                 break
     return Plan(levels)
+
+
+def _follows(zeros: np.ndarray, pattern: Pattern, taps: int) -> bool:
+    """Say whether each group of inputs has as many zeros as it may have, and they are many."""
+    of, limits = pattern.groups(zeros.shape[1], taps)
+    if len(zeros) * np.count_nonzero(limits) < _CERTAIN:
+        return False
+    order = np.argsort(of, kind="stable")
+    starts = np.searchsorted(of[order], np.arange(len(limits)))
+    return bool((np.add.reduceat(zeros[:, order], starts, axis=1, dtype=int) == limits).all())
 
 
 def _empty_tiles(zeros: np.ndarray, tile: Tile) -> np.ndarray:

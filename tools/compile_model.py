@@ -17,7 +17,7 @@ from tilewright.frontends.onnx_file import read_onnx
 from tilewright.frontends.zoo import cache_folder
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
-from tilewright.layout import Tile
+from tilewright.layout import Pattern, Tile, parse_layout
 from tilewright.measurement import machine, versions
 from tilewright.memory import return_freed_memory
 from tilewright.pipeline import Pipeline, Run
@@ -270,8 +270,8 @@ def measured_levels(run: Run, pipeline: Pipeline, context: Context) -> dict[str,
     levels: dict[str, Level] = {}
     for layer in linear_layers(run.graph):
         own = context.target.tile_for(layer, context.precision)
-        tile = Tile.parse(fixed[-1]) if any(fixed) else own
-        share = _empty_tiles(layer, tile)
+        tile = parse_layout(fixed[-1]) if any(fixed) else own
+        share = tile.sparsity if isinstance(tile, Pattern) else _empty_tiles(layer, tile)
         if layer.name in run.pruned and share > 0:
             levels[layer.name] = {"sparsity": share, "tile": str(tile)}
     return levels

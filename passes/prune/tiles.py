@@ -11,7 +11,7 @@ from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
-from tilewright.layout import Tile
+from tilewright.layout import Layout, Pattern, Tile, parse_layout
 from tilewright.passes.prune import obs
 from tilewright.passes.prune.allocate import Curve, cheapest
 from tilewright.passes.prune.bias import use_counts
@@ -23,10 +23,11 @@ from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
 
-Choice = tuple[Tile, float]
+Choice = tuple[Layout, float]
 
 _MOST = 0.9  # of a layer's tiles that may go
 _STEPS = 32  # in which tiles go, of all
+_ROUNDED = 1e-5  # how far plans round shares
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ class PruneTiles:
     With allocate="global" each layer loses what together moves the network's answers least
     (probe.py), until `sparsity` of the multiplications in these layers is saved.
 
-    A tile is the target's for that layer, or `tile`, such as "4x1" (outputs x inputs). With
+    A tile is the target's for that layer, or `tile`, such as "4x1" (outputs x inputs). Each row
+    of tiles of a layer loses as many; with rows="global" those lose more that suffer less from
+    it. `tile` may also be a pattern, such as "2:4": of every four neighbouring input channels
+    of an output two weights stay, and neither `sparsity` nor how to share it is asked. With
     calibration data the tiles that hurt least are found by "obs" (obs.py), layer by layer:
     each layer reads what the already pruned network gives it and is refitted to the dense
     network's outputs. A bias takes part as the weight of one more input, the constant 1, which
@@ -52,6 +56,7 @@ class PruneTiles:
     sparsity: float = 0.6
     criterion: str = "obs"
     allocate: str = "uniform"
+    rows: str = "uniform"
     tile: str = ""
     damp: float = 0.01
     ends: bool = False
@@ -74,17 +79,30 @@ class PruneTiles:
             raise _wrong("criterion", self.criterion, '"obs" or "magnitude"')
         if self.allocate not in ("uniform", "global"):
             raise _wrong("allocate", self.allocate, '"uniform" or "global"')
+        if self.rows not in ("uniform", "global"):
+            raise _wrong("rows", self.rows, '"uniform" or "global"')
         if not 0 < self.damp < np.inf:
             raise _wrong("damp", self.damp, "a positive number")
-        if self.tile:
-            _parsed(self.tile)
+        if self.tile and isinstance(_parsed(self.tile), Pattern):
+            for option in ("allocate", "rows"):
+                if getattr(self, option) != "uniform":
+                    wanted = f'"uniform" with tile={self.tile}, which leaves nothing to share'
+                    raise _wrong(option, getattr(self, option), wanted)
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Prune every admissible layer.
 
-        Raises UnusableInput where allocate="global" has nothing to measure answers on.
+        Raises UnusableInput where allocate="global" has nothing to measure answers on, or
+        rows="global" nothing to tell rows apart by.
         """
         check_allocation(self, context)
+        if self.rows == "global" and (
+            context.calibration is None or self.criterion == "magnitude"
+        ):
+            raise UnusableInput(
+                "prune-tiles: rows=global compares what tiles do to a layer's outputs: "
+                "it needs criterion=obs and example inputs. Give --calibration FILE.npz."
+            )
         dense = graph.edit().sorted()
         pruned = dense.edit()
         notes: list[Note] = []
@@ -103,7 +121,7 @@ class PruneTiles:
             fixed = _parsed(self.tile) if self.tile else None
             tile_for, precision = context.target.tile_for, context.precision
             choices = {
-                layer.name: (fixed or tile_for(layer, precision), self.sparsity)
+                layer.name: _choice(fixed or tile_for(layer, precision), self.sparsity)
                 for layer in found.layers
             }
         layers = [layer for layer in linear_layers(pruned) if layer.name in choices]
@@ -144,6 +162,7 @@ class PruneTiles:
         pair = Pair(fitted, dense, seed=context.seed)
         probe = Probe(dense, held)
         curves: dict[str, Curve] = {}
+        blocks_of = {layer.name: _blocks(layer, choices[layer.name][0]) for layer in layers}
         for members in _siblings(layers):
             seen = seen_by(members[0], pair, dense)
             for layer in members:
@@ -151,13 +170,13 @@ class PruneTiles:
                     f"prune-tiles: probing {layer.name} ({len(curves) + 1} of {len(layers)})"
                 )
                 tile, _ = choices[layer.name]
-                blocks = -(-layer.inputs // tile.inputs)
+                blocks = blocks_of[layer.name]
 
                 def without(
                     graph: Graph,
                     gone: int,
                     name: str = layer.name,
-                    tile: Tile = tile,
+                    tile: Layout = tile,
                     blocks: int = blocks,
                     seen: Seen = seen,
                 ) -> None:
@@ -170,9 +189,6 @@ class PruneTiles:
                 curves[layer.name] = Curve(costs, saves, step)
         whole = sum(layer.positions * layer.weight.values.size for layer in layers)
         removed = cheapest(list(curves.values()), self.sparsity * whole)
-        blocks_of = {
-            layer.name: -(-layer.inputs // choices[layer.name][0].inputs) for layer in layers
-        }
         return {
             name: (choices[name][0], gone / blocks_of[name])
             for name, gone in zip(curves, removed, strict=True)
@@ -198,28 +214,36 @@ class PruneTiles:
                 self._solve(layer, choices[layer.name], seen, uses)
 
     def _solve(self, layer: Layer, choice: Choice, seen: Seen, uses: Mapping[str, int]) -> None:
-        refit_layer(
-            layer,
-            seen,
-            self.damp,
-            uses,
-            lambda target, hessian: obs.prune(target, hessian, *choice),
-        )
+        layout, sparsity = choice
+        choose = obs.tile_masks_by_loss if self.rows == "global" else obs.tile_masks
+
+        def solve(target: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+            if isinstance(layout, Pattern):
+                return obs.prune_pattern(target, hessian, layout, layer.taps)
+            return obs.prune(target, hessian, layout, sparsity, choose)
+
+        refit_layer(layer, seen, self.damp, uses, solve)
 
 
 def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:
     """Return tile and sparsity of each layer that a plan prunes.
 
-    Levels without "sparsity" are other passes' and are passed over. Raises one UnusableInput
-    that lists everything wrong with the rest.
+    Levels without "sparsity" are other passes' and are passed over, but for patterns, which
+    have one of their own. Raises one UnusableInput that lists everything wrong with the rest.
     """
     layers = {layer.name: layer for layer in linear_layers(graph)}
     choices: dict[str, Choice] = {}
     wrong: list[str] = []
     for item, level in sorted(plan.levels.items()):
-        if "sparsity" not in level:
+        tile = str(level.get("tile", "1x1"))
+        try:
+            layout: Layout | None = parse_layout(tile)
+        except ValueError:
+            layout = None
+        own = layout.sparsity if isinstance(layout, Pattern) else None
+        sparsity = level.get("sparsity", own)
+        if sparsity is None:
             continue
-        sparsity, tile = level["sparsity"], str(level.get("tile", "1x1"))
         if item not in layers:
             wrong.append(f'"{item}" is not a linear layer of this model')
         elif reason := cannot_change(graph, layers[item]):
@@ -228,11 +252,12 @@ def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:
             wrong.append(
                 f'sparsity of "{item}" is {sparsity!r}, not a number from 0 to below 1'
             )
+        elif layout is None:
+            wrong.append(f'tile of "{item}" is "{tile}", not like "4x1" or "2:4"')
+        elif own is not None and abs(sparsity - own) > _ROUNDED:
+            wrong.append(f'sparsity of "{item}" is {sparsity}, but {tile} makes it {own:g}')
         else:
-            try:
-                choices[item] = Tile.parse(tile), float(sparsity)
-            except ValueError:
-                wrong.append(f'tile of "{item}" is "{tile}", not like "4x1"')
+            choices[item] = layout, float(sparsity)
     if wrong:
         raise UnusableInput(
             f"The plan cannot be applied: {'; '.join(wrong)}. "
@@ -253,10 +278,23 @@ def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:
     ]
 
 
-def _drop_smallest(layer: Layer, tile: Tile, sparsity: float) -> None:
+def _drop_smallest(layer: Layer, layout: Layout, sparsity: float) -> None:
     matrix = layer.matrix()
-    kept = obs.smallest_tiles(matrix, tile, sparsity)
-    layer.replace(np.where(obs.spread(kept, tile, matrix.shape), matrix, 0))
+    if isinstance(layout, Pattern):
+        kept = obs.smallest_of_pattern(matrix, layout, layer.taps)
+    else:
+        tiles = obs.smallest_tiles(matrix, layout, sparsity)
+        kept = obs.spread(tiles, layout, matrix.shape)
+    layer.replace(np.where(kept, matrix, 0))
+
+
+def _choice(layout: Layout, sparsity: float) -> Choice:
+    return layout, layout.sparsity if isinstance(layout, Pattern) else sparsity
+
+
+def _blocks(layer: Layer, layout: Layout) -> int:
+    assert isinstance(layout, Tile), "a pattern leaves nothing to allocate"
+    return layout.grid((layer.outputs, layer.inputs))[1]
 
 
 def _siblings(layers: Iterable[Layer]) -> list[list[Layer]]:
@@ -276,11 +314,12 @@ def _input_matrix(layer: Layer) -> tuple[object, ...]:
     return (layer.source.name, tuple(layer.weight.shape[1:]), *attrs)
 
 
-def _parsed(text: str) -> Tile:
+def _parsed(text: str) -> Layout:
     try:
-        return Tile.parse(text)
+        return parse_layout(text)
     except ValueError as error:
-        raise _wrong("tile", text, 'outputs x inputs, such as "4x1"') from error
+        wanted = 'outputs x inputs, such as "4x1", or kept:of, such as "2:4"'
+        raise _wrong("tile", text, wanted) from error
 
 
 def _wrong(option: str, value: object, wanted: str) -> UnusableInput:

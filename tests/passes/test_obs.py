@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilewright.layout import Tile
-from tilewright.passes.prune import obs
+from tilewright.passes.prune import elimination, obs
 
 
 def problem(outputs: int, inputs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +61,8 @@ def test_many_delayed_updates_lead_to_the_same_tiles(monkeypatch: pytest.MonkeyP
     weights, hessian = problem(12, 60, seed=3)
     inverse = np.linalg.inv(hessian)
     at_once = obs.tile_masks(weights, inverse, Tile(4), 0.7)
-    monkeypatch.setattr(obs, "_DELAYED", 5)
-    monkeypatch.setattr(obs, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(elimination, "_DELAYED", 5)
+    monkeypatch.setattr(elimination, "_BATCH_BYTES", 1)
     assert (obs.tile_masks(weights, inverse, Tile(4), 0.7) == at_once).all()
 
 

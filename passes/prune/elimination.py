@@ -1,0 +1,218 @@
+"""Greedy elimination: in which order tiles leave a layer, and what each of them costs.
+
+Eliminating the inputs B of a row of tiles from Hinv is one step of a Cholesky factorisation
+whose pivots are the cheapest blocks (obs.py says why). Hence the search is a pivoted Cholesky,
+with the updates of Hinv delayed and applied many at once. It is greedy up to rounding for up
+to `_ROUNDS` eliminations, and takes the few cheapest blocks at a time beyond that.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tilewright.layout import Groups, Tile
+from tilewright.threads import spread_over_cores
+
+# Pivots gathered before Hinv is updated: one matrix product instead of so many outer ones.
+_DELAYED = 128
+# Rounds of elimination at least: from twice as many blocks to drop on, two go in a round.
+_ROUNDS = 128
+# Copies of Hinv worked on at a time, in bytes: enough to share numpy's calls among tiles.
+_BATCH_BYTES = 32 << 20
+
+
+class Elimination(NamedTuple):
+    """Column blocks in the order in which they left each row of tiles, and what each cost.
+
+    Both are (row tiles, steps). The first k losses of a row sum up to its output error
+    trace((V - W) H (V - W)^T) without the first k blocks, refitted.
+    """
+
+    order: np.ndarray
+    losses: np.ndarray
+
+
+def eliminate(
+    weights: np.ndarray,
+    inverse: np.ndarray,
+    tile: Tile,
+    steps: int,
+    groups: Groups | None = None,
+) -> Elimination:
+    """Take the cheapest column block out of each row of tiles, `steps` times.
+
+    `weights` is (outputs, inputs), `inverse` that of the damped Hessian. The arithmetic is that
+    of the weights' dtype, float32 or float64. A ragged last tile is smaller. Ties go to the
+    lower column. `groups` must be able to lose `steps` blocks in all.
+    """
+    rows, columns = padded(weights, tile)
+    if groups is None:
+        blocks = columns // tile.inputs
+        groups = Groups(np.zeros(blocks, dtype=np.int64), np.array([steps]))
+    scale = float(np.mean(np.diag(inverse)))  # float32 has no range to waste
+    start = np.eye(columns, dtype=weights.dtype)
+    start[: len(inverse), : len(inverse)] = inverse / scale
+    batch = max(1, _BATCH_BYTES // start.nbytes)
+    found = spread_over_cores(
+        lambda part: _eliminate_batch(part, start, tile.inputs, steps, groups),
+        [rows[first : first + batch] for first in range(0, len(rows), batch)],
+    )
+    order, losses = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Elimination(order, losses / scale)
+
+
+def cheapest_of_groups(scores: np.ndarray, of: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Say which blocks are among the cheapest that their group has room for.
+
+    `scores` and `of`, the group of each block, are (tiles, blocks), `room` (tiles, groups).
+    Ties go to the lower column.
+    """
+    # Sorted by group, and by score in it, places in a group count up from where it starts.
+    order = np.lexsort((scores, of))
+    by_group = np.take_along_axis(of, order, axis=1)
+    places = np.broadcast_to(np.arange(order.shape[1]), order.shape)
+    begins = np.diff(by_group, axis=1, prepend=-1) != 0
+    rank = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    cheapest = np.empty(order.shape, dtype=bool)
+    fits = rank < np.take_along_axis(room, by_group, axis=1)
+    np.put_along_axis(cheapest, order, fits, axis=1)
+    return cheapest
+
+
+def padded(weights: np.ndarray, tile: Tile) -> tuple[np.ndarray, int]:
+    """Return whole tiles, (row tiles, tile.outputs, columns), and their number of columns."""
+    outputs, inputs = weights.shape
+    tiles, blocks = -(-outputs // tile.outputs), -(-inputs // tile.inputs)
+    whole = np.zeros((tiles * tile.outputs, blocks * tile.inputs), dtype=weights.dtype)
+    whole[:outputs, :inputs] = weights
+    return whole.reshape(tiles, tile.outputs, -1), whole.shape[1]
+
+
+def _eliminate_batch(
+    weights: np.ndarray, inverse: np.ndarray, width: int, steps: int, groups: Groups
+) -> Elimination:
+    """Do so for some tiles, (tiles, rows, columns), with a scaled Hinv common to all."""
+    tiles = len(weights)
+    every = np.arange(tiles)
+    w = weights.copy()
+    # Working set: the columns still in play, tile by tile, and Hinv on them.
+    alive = np.tile(np.arange(inverse.shape[0] // width), (tiles, 1))
+    a = np.tile(inverse, (tiles, 1, 1))
+    order = np.empty((tiles, steps), dtype=np.int64)
+    losses = np.empty((tiles, steps), dtype=w.dtype)
+    room = np.tile(groups.limits, (tiles, 1))
+    together = max(1, steps // _ROUNDS)
+    step = 0
+    while step < steps:
+        count = min(_DELAYED // width or 1, steps - step)
+        blocks = alive.shape[1]
+        gone = np.zeros((tiles, blocks), dtype=bool)
+        u = np.empty((tiles, count * width, blocks * width), dtype=w.dtype)
+        d = _diagonal_blocks(a, width)
+        for j in range(0, count, together):
+            scores = _scores(w, d)
+            scores[gone] = np.inf
+            if room.shape[1] > 1:  # one group has room for every step
+                scores[~cheapest_of_groups(scores, groups.of[alive], room)] = np.inf
+            pivots = _smallest(scores, min(together, count - j))
+            gone[every[:, None], pivots] = True
+            number = pivots.shape[1]
+            now = slice(step + j, step + j + number)
+            order[:, now] = alive[every[:, None], pivots]
+            np.subtract.at(room, (every[:, None], groups.of[order[:, now]]), 1)
+            done, fresh = u[:, : j * width], u[:, j * width : (j + number) * width]
+            at = (pivots[:, :, None] * width + np.arange(width)).reshape(tiles, -1)
+            if at.shape[1] == 1:
+                lost = _eliminate_column(w, a, done, fresh, at[:, 0])
+            else:
+                lost = _eliminate_columns(w, a, done, fresh, at)
+            losses[:, now] = lost.reshape(tiles, number, width).sum(axis=2)
+            by_block = fresh.reshape(tiles, number * width, blocks, width)
+            d -= np.einsum("tanx,tany->tnxy", by_block, by_block)
+        step += count
+        if step < steps:
+            alive, w, a = _without(alive, w, a, u, gone, width)
+    return Elimination(order, losses)
+
+
+def _eliminate_column(
+    w: np.ndarray, a: np.ndarray, done: np.ndarray, fresh: np.ndarray, pivot: np.ndarray
+) -> np.ndarray:
+    """Take one column a tile out of `w`; write its row of the Cholesky factor to `fresh`.
+
+    Result: what that costs, (tiles, 1).
+    """
+    every = np.arange(len(pivot))
+    row = a[every, pivot]
+    if done.shape[1]:
+        row -= (done[every, None, :, pivot] @ done)[:, 0]
+    root = 1 / np.sqrt(np.maximum(row[every, pivot], 1e-30))
+    row *= root[:, None]
+    fresh[:, 0] = row
+    taken = w[every, :, pivot] * root[:, None]
+    w -= taken[:, :, None] * row[:, None, :]
+    return np.asarray(np.square(taken).sum(axis=1)[:, None])
+
+
+def _eliminate_columns(
+    w: np.ndarray, a: np.ndarray, done: np.ndarray, fresh: np.ndarray, at: np.ndarray
+) -> np.ndarray:
+    """Do the same with several columns of each tile, `at` (tiles, rows of `fresh`)."""
+    row = a[np.arange(len(at))[:, None], at]
+    row -= np.take_along_axis(done, at[:, None], axis=2).transpose(0, 2, 1) @ done
+    root = np.linalg.inv(np.linalg.cholesky(np.take_along_axis(row, at[:, None], axis=2)))
+    fresh[:] = root @ row
+    taken = np.take_along_axis(w, at[:, None], axis=2) @ root.transpose(0, 2, 1)
+    w -= taken @ fresh
+    # One behind the other: the factor is triangular.
+    return np.asarray(np.square(taken).sum(axis=1))
+
+
+def _smallest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return the places of the `count` smallest scores of each tile, in place order."""
+    if count == 1:
+        return np.asarray(scores.argmin(axis=1)[:, None])
+    found = np.argpartition(scores, count - 1, axis=1)[:, :count]
+    return np.sort(found, axis=1)
+
+
+def _scores(w: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return trace(W_B (Hinv_BB)^-1 W_B^T) for each block B, (tiles, blocks)."""
+    tiles, blocks, width, _ = d.shape
+    if width == 1:
+        # Rounding may push the diagonal of a removed column to zero or below.
+        return np.asarray(np.einsum("trk,trk->tk", w, w) / np.maximum(d[:, :, 0, 0], 1e-30))
+    by_block = w.reshape(tiles, -1, blocks, width).transpose(0, 2, 3, 1)
+    # A removed block may have become singular; it is out of the running anyway.
+    safe = d + 1e-12 * np.eye(width, dtype=d.dtype)
+    return np.asarray((by_block * np.linalg.solve(safe, by_block)).sum(axis=(2, 3)))
+
+
+def _diagonal_blocks(a: np.ndarray, width: int) -> np.ndarray:
+    tiles, columns, _ = a.shape
+    blocks = columns // width
+    split = a.reshape(tiles, blocks, width, blocks, width)
+    return np.array(np.einsum("tnxny->tnxy", split))
+
+
+def _without(
+    alive: np.ndarray,
+    w: np.ndarray,
+    a: np.ndarray,
+    u: np.ndarray,
+    gone: np.ndarray,
+    width: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Apply the delayed updates, Hinv - U^T U, and drop the columns that are gone."""
+    tiles = len(alive)
+    left = np.nonzero(~gone)[1].reshape(tiles, -1)
+    columns = (left[:, :, None] * width + np.arange(width)).reshape(tiles, -1)
+    smaller = np.empty((tiles, columns.shape[1], columns.shape[1]), dtype=a.dtype)
+    for t, keep in enumerate(columns):
+        np.take(a[t, keep], keep, axis=1, out=smaller[t], mode="clip")
+        rest = u[t].take(keep, axis=1)
+        # numpy lets other threads run meanwhile; scipy's BLAS does not. The copy is because of
+        # a matrix times its own transpose numpy makes a syrk, which is slower at these sizes.
+        smaller[t] -= rest.T.copy() @ rest
+    w = np.take_along_axis(w, columns[:, None, :], axis=2)
+    return np.take_along_axis(alive, left, axis=1), w, smaller
