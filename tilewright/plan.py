@@ -10,7 +10,7 @@ import numpy as np
 from tilewright.errors import UnknownName, UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
-from tilewright.layout import Pattern, Tile
+from tilewright.layout import Layout, Pattern, Tile
 from tilewright.target import Target
 
 # Some weights outside pruned tiles are zero by chance or were so from the start.
@@ -19,7 +19,7 @@ _ACCOUNTED = 0.95
 # Patterns that devices execute, the narrowest group first: 1:2 is 2:4, too.
 _PATTERNS = (Pattern(1, 2), Pattern(1, 4), Pattern(2, 4), Pattern(4, 8))
 # So many groups, each with just the zeros of a pattern, are no chance.
-_CERTAIN = 64
+_CERTAIN = 32
 
 # What a level may hold: these are all that passes read.
 _KEYS = ("channels", "sparsity", "tile")
@@ -86,30 +86,32 @@ class Plan:
 def plan_of(graph: Graph, target: Target) -> Plan:
     """Read back from a graph's zeros how each layer was pruned.
 
-    A layer has a pattern where each of many groups has just the zeros that it asks for. Else
-    its tile is the target's for it, or else the largest of the target's tiles that accounts for
-    its zeros, or else a single weight. Layers without zero tiles are not named.
+    A layer's tile is the target's for it, or else the largest of the target's tiles that
+    accounts for its zeros. Else it has a pattern, where each of many groups has just the zeros
+    that it asks for, or the tile is a single weight. Layers without zero tiles are not named.
     """
     others = {order.tile for order in target.orders.get("fp32", ())}
     levels: dict[str, Level] = {}
     for layer in linear_layers(graph):
         zeros = layer.matrix() == 0
-        pattern = next((p for p in _PATTERNS if _follows(zeros, p, layer.taps)), None)
-        if pattern is not None:
-            levels[layer.name] = {"sparsity": pattern.sparsity, "tile": str(pattern)}
-            continue
         first = target.tile_for(layer)
         rest = sorted(others - {first}, key=lambda t: (-t.outputs * t.inputs, str(t)))
-        for tile in [first, *rest, Tile(1)]:
-            empty = _empty_tiles(zeros, tile)
-            accounted = _area(empty, tile, zeros.shape)
-            if accounted and accounted >= _ACCOUNTED * zeros.sum():
-                levels[layer.name] = {
-                    "sparsity": round(float(empty.mean()), 6),
-                    "tile": str(tile),
-                }
+        tiles = [tile for tile in (first, *rest) if tile != Tile(1)]
+        layouts: list[Layout] = [*tiles, *_PATTERNS, Tile(1)]
+        for layout in layouts:
+            if share := _explained(zeros, layout, layer.taps):
+                levels[layer.name] = {"sparsity": round(share, 6), "tile": str(layout)}
                 break
     return Plan(levels)
+
+
+def _explained(zeros: np.ndarray, layout: Layout, taps: int) -> float:
+    """Return the sparsity in a layout that accounts for a layer's zeros, or 0."""
+    if isinstance(layout, Pattern):
+        return layout.sparsity if _follows(zeros, layout, taps) else 0.0
+    empty = _empty_tiles(zeros, layout)
+    accounted = _area(empty, layout, zeros.shape) >= _ACCOUNTED * zeros.sum()
+    return float(empty.mean()) if accounted else 0.0
 
 
 def _follows(zeros: np.ndarray, pattern: Pattern, taps: int) -> bool:

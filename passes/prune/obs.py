@@ -50,9 +50,9 @@ def tile_masks(
     round(sparsity * column blocks), but for one that it keeps. Ties go to the lower column.
     """
     rows, blocks = tile.grid(weights.shape)
-    removed = min(round(sparsity * blocks), blocks - 1)
+    removed = _removed(blocks, sparsity)
     order = eliminate(weights.astype(np.float32), inverse, tile, removed).order
-    return _without(order, np.full(rows, removed), blocks)
+    return _mask_without(order, np.full(rows, removed), blocks)
 
 
 def tile_masks_by_loss(
@@ -63,9 +63,9 @@ def tile_masks_by_loss(
     Every row of tiles keeps one. Frantar & Alistarh call this the global mask.
     """
     rows, blocks = tile.grid(weights.shape)
-    removed = min(round(sparsity * blocks), blocks - 1)
+    removed = _removed(blocks, sparsity)
     order, losses = eliminate(weights.astype(np.float32), inverse, tile, blocks - 1)
-    return _without(order, won(losses, rows * removed), blocks)
+    return _mask_without(order, won(losses, rows * removed), blocks)
 
 
 def won(losses: np.ndarray, total: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def pattern_mask(
     groups = pattern.groups(weights.shape[1], taps)
     removed = int(groups.limits.sum())
     order = eliminate(weights.astype(np.float32), inverse, Tile(1), removed, groups).order
-    return _without(order, np.full(len(weights), removed), weights.shape[1])
+    return _mask_without(order, np.full(len(weights), removed), weights.shape[1])
 
 
 def prune(
@@ -152,7 +152,7 @@ def smallest_tiles(weights: np.ndarray, tile: Tile, sparsity: float) -> np.ndarr
     rows, columns = padded(weights.astype(np.float64), tile)
     blocks = columns // tile.inputs
     scores = np.square(rows).sum(axis=1).reshape(len(rows), blocks, tile.inputs).sum(axis=2)
-    removed = min(round(sparsity * blocks), blocks - 1)
+    removed = _removed(blocks, sparsity)
     order = np.argsort(scores, axis=1, kind="stable")[:, :removed]
     kept = np.ones(scores.shape, dtype=bool)
     np.put_along_axis(kept, order, False, axis=1)
@@ -173,7 +173,11 @@ def spread(kept: np.ndarray, tile: Tile, shape: tuple[int, int]) -> np.ndarray:
     return wide[: shape[0], : shape[1]]
 
 
-def _without(order: np.ndarray, counts: np.ndarray, blocks: int) -> np.ndarray:
+def _removed(blocks: int, sparsity: float) -> int:
+    return min(round(sparsity * blocks), blocks - 1)
+
+
+def _mask_without(order: np.ndarray, counts: np.ndarray, blocks: int) -> np.ndarray:
     """Return the mask, (row tiles, blocks), without the first `counts` of each row's order."""
     kept = np.ones((len(order), blocks), dtype=bool)
     rows, steps = np.nonzero(np.arange(order.shape[1]) < counts[:, None])

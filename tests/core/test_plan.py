@@ -75,3 +75,44 @@ def test_a_plan_is_read_back_from_zeros() -> None:
         levels["b"]: {"sparsity": float(np.mean(scattered == 0)), "tile": "1x1"},
         levels["c"]: {"sparsity": 0.25, "tile": "8x1"},
     }
+
+
+def with_zeros(matrix: np.ndarray, gone: np.ndarray) -> Plan:
+    """Read the plan back from a layer of (outputs, inputs) weights."""
+    text = f"g (float[1,8,{matrix.shape[1]}] x) => (float[1,8,N] y) {{ y = MatMul(x, w) }}"
+    return plan_of(small_graph(text, w=np.where(gone, 0, matrix).T), DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "first"), [("2:4", [0, 0, 1, 1]), ("1:4", [0, 0, 0, 1]), ("1:2", [0, 1])]
+)
+def test_a_pattern_is_read_back_where_every_group_follows_it(
+    pattern: str, first: list[int]
+) -> None:
+    r = np.random.default_rng(0)
+    groups = np.tile(np.array(first) == 0, (8, 16 // len(first) * 2, 1))
+    gone = r.permuted(groups, axis=2).reshape(8, 32)
+    (level,) = with_zeros(normal(8, 32), gone).levels.values()
+    assert level == {"sparsity": 1 - sum(first) / len(first), "tile": pattern}
+    # One weight more that is zero, and nobody knows what was meant.
+    gone[3, np.flatnonzero(~gone[3])[0]] = True
+    (level,) = with_zeros(normal(8, 32), gone).levels.values()
+    assert level["tile"] == "1x1"
+
+
+def test_a_pattern_of_a_convolution_runs_along_its_channels() -> None:
+    r = np.random.default_rng(0)
+    kept = r.permuted(np.tile([0, 0, 1, 1], (16, 2, 3, 3, 1)), axis=4)
+    weights = normal(16, 8, 3, 3) * np.moveaxis(kept, 4, 2).reshape(16, 8, 3, 3)
+    g = small_graph(
+        "g (float[1,8,5,5] x) => (float[1,16,3,3] y) { y = Conv(x, w) }",
+        w=weights.astype(np.float32),
+    )
+    (level,) = plan_of(g, DEVICE).levels.values()
+    assert level == {"sparsity": 0.5, "tile": "2:4"}
+
+
+def test_tiles_are_no_pattern_although_they_leave_half() -> None:
+    gone = np.repeat(np.tile([True, False, False, True, True, True, False, False], 4), 4)
+    (level,) = with_zeros(normal(4, 32), gone.reshape(32, 4).T).levels.values()
+    assert level == {"sparsity": 0.5, "tile": "4x1"}

@@ -241,10 +241,66 @@ def test_everything_wrong_with_a_plan_is_said_at_once() -> None:
     for part in (
         '"nowhere" is not a linear layer of this model',
         f'sparsity of "{FIRST}" is 1.0, not a number from 0 to below 1',
-        f'tile of "{SECOND}" is "0x4", not like "4x1"',
+        f'tile of "{SECOND}" is "0x4", not like "4x1" or "2:4"',
         f"sparsity of \"{LAST}\" is 'half'",
     ):
         assert part in str(caught.value)
+
+
+def test_rows_that_suffer_less_lose_more_of_as_many_tiles() -> None:
+    data = calibration()
+    by_row = PruneTiles(0.5, rows="global", ends=True, smallest=0)
+    even, chosen = prune(EVERY, calibration=data), prune(by_row, calibration=data)
+    assert plan_of(chosen, DEVICE) == plan_of(even, DEVICE)
+    counts = [
+        {int((row != 0).sum()) for row in layer.matrix()} for layer in linear_layers(chosen)
+    ]
+    assert max(map(len, counts)) > 1
+    assert damage(chosen) < damage(even)
+
+
+@pytest.mark.parametrize("known", [{}, {"calibration": calibration()}])
+def test_rows_cannot_be_told_apart_without_data_or_by_magnitude(known: dict[str, Any]) -> None:
+    with pytest.raises(UnusableInput, match=r"rows=global .* Give --calibration"):
+        prune(PruneTiles(criterion="magnitude" if known else "obs", rows="global"), **known)
+
+
+@pytest.mark.parametrize("criterion", ["obs", "magnitude"])
+def test_two_of_four_inputs_stay(criterion: str) -> None:
+    step = PruneTiles(criterion=criterion, tile="2:4", ends=True, smallest=0)
+    pruned = prune(step, calibration=calibration())
+    for layer in linear_layers(pruned):
+        kept = layer.matrix().reshape(layer.outputs, -1, 4) != 0
+        assert (kept.sum(axis=2) == 2).all()
+
+
+def test_two_of_four_channels_of_a_convolution_stay_at_each_tap() -> None:
+    text = "g (float[1,8,5,5] x) => (float[1,6,3,3] y) { y = Conv(x, w) }"
+    g = small_graph(text, w=normal(6, 8, 3, 3))
+    data = Calibration.from_arrays({"x": normal(30, 8, 5, 5)}, g.inputs)
+    pruned = prune(PruneTiles(tile="2:4", ends=True, smallest=0), g, calibration=data)
+    kept = pruned.constants()["w"].reshape(6, 2, 4, 3, 3) != 0
+    assert (kept.sum(axis=2) == 2).all()
+
+
+def test_a_pattern_is_read_back_and_replayed_bit_for_bit() -> None:
+    data = calibration()
+    pruned = prune(PruneTiles(tile="2:4", ends=True, smallest=0), calibration=data)
+    # The last layer has 12 groups: too few to tell a pattern from chance.
+    plan = plan_of(pruned, DEVICE)
+    assert [plan.levels[name] for name in (FIRST, SECOND)] == [
+        {"sparsity": 0.5, "tile": "2:4"} for _ in "ab"
+    ]
+    assert plan.levels[LAST]["tile"] == "1x1"
+    # Without its sparsity a pattern says as much.
+    levels: dict[str, Level] = {FIRST: plan.levels[FIRST], SECOND: {"tile": "2:4"}}
+    again = prune(PruneTiles(), calibration=data, plan=Plan({**levels, LAST: {"tile": "2:4"}}))
+    assert again.to_onnx() == pruned.to_onnx()
+
+
+def test_a_plans_sparsity_must_be_that_of_its_pattern() -> None:
+    with pytest.raises(UnusableInput, match=r"is 0.6, but 2:4 makes it 0.5"):
+        prune(PruneTiles(), plan=Plan({FIRST: level(0.6, "2:4")}))
 
 
 def test_a_skipped_layer_must_exist() -> None:
@@ -260,6 +316,13 @@ def test_a_skipped_layer_must_exist() -> None:
         ({"criterion": "luck"}, 'criterion is luck, but must be "obs" or "magnitude"'),
         ({"tile": "4"}, "tile is 4, but must be outputs x inputs"),
         ({"tile": "0x1"}, "tile is 0x1"),
+        ({"tile": "4:2"}, 'tile is 4:2, but must be .* or kept:of, such as "2:4"'),
+        ({"rows": "some"}, 'rows is some, but must be "uniform" or "global"'),
+        (
+            {"tile": "2:4", "rows": "global"},
+            'rows is global, but must be "uniform" with tile=2:4, which leaves nothing',
+        ),
+        ({"tile": "2:4", "allocate": "global"}, "allocate is global, but must be"),
         ({"damp": 0.0}, "damp is 0.0, but must be a positive number"),
     ],
 )
