@@ -61,24 +61,6 @@ def eliminate(
     return Elimination(order, losses / scale)
 
 
-def cheapest_of_groups(scores: np.ndarray, of: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """Say which blocks are among the cheapest that their group has room for.
-
-    `scores` and `of`, the group of each block, are (tiles, blocks), `room` (tiles, groups).
-    Ties go to the lower column.
-    """
-    # Sorted by group, and by score in it, places in a group count up from where it starts.
-    order = np.lexsort((scores, of))
-    by_group = np.take_along_axis(of, order, axis=1)
-    places = np.broadcast_to(np.arange(order.shape[1]), order.shape)
-    begins = np.diff(by_group, axis=1, prepend=-1) != 0
-    rank = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
-    cheapest = np.empty(order.shape, dtype=bool)
-    fits = rank < np.take_along_axis(room, by_group, axis=1)
-    np.put_along_axis(cheapest, order, fits, axis=1)
-    return cheapest
-
-
 def padded(weights: np.ndarray, tile: Tile) -> tuple[np.ndarray, int]:
     """Return whole tiles, (row tiles, tile.outputs, columns), and their number of columns."""
     outputs, inputs = weights.shape
@@ -107,19 +89,16 @@ def _eliminate_batch(
         count = min(_DELAYED // width or 1, steps - step)
         blocks = alive.shape[1]
         gone = np.zeros((tiles, blocks), dtype=bool)
+        of = groups.of[alive]
+        out = np.take_along_axis(room, of, axis=1) == 0
         u = np.empty((tiles, count * width, blocks * width), dtype=w.dtype)
         d = _diagonal_blocks(a, width)
         for j in range(0, count, together):
-            scores = _scores(w, d)
-            scores[gone] = np.inf
-            if room.shape[1] > 1:  # one group has room for every step
-                scores[~cheapest_of_groups(scores, groups.of[alive], room)] = np.inf
-            pivots = _smallest(scores, min(together, count - j))
+            number = min(together, count - j)
+            pivots = _cheapest(_scores(w, d), number, out, of, room)
             gone[every[:, None], pivots] = True
-            number = pivots.shape[1]
             now = slice(step + j, step + j + number)
             order[:, now] = alive[every[:, None], pivots]
-            np.subtract.at(room, (every[:, None], groups.of[order[:, now]]), 1)
             done, fresh = u[:, : j * width], u[:, j * width : (j + number) * width]
             at = (pivots[:, :, None] * width + np.arange(width)).reshape(tiles, -1)
             if at.shape[1] == 1:
@@ -168,12 +147,30 @@ def _eliminate_columns(
     return np.asarray(np.square(taken).sum(axis=1))
 
 
-def _smallest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the places of the `count` smallest scores of each tile, in place order."""
-    if count == 1:
-        return np.asarray(scores.argmin(axis=1)[:, None])
-    found = np.argpartition(scores, count - 1, axis=1)[:, :count]
-    return np.sort(found, axis=1)
+def _cheapest(
+    scores: np.ndarray, count: int, out: np.ndarray, of: np.ndarray, room: np.ndarray
+) -> np.ndarray:
+    """Return the places of the `count` smallest scores of each tile, in place order.
+
+    `out` (tiles, blocks) is left out. What is found is out, too, as is the rest of a group, see
+    `of` (tiles, blocks), that has lost all there was `room` for (tiles, groups).
+    """
+    every = np.arange(len(scores))
+    scores[out] = np.inf
+    places = np.empty((len(scores), count), dtype=np.int64)
+    for number in range(count):
+        place = places[:, number] = scores.argmin(axis=1)
+        group = of[every, place]
+        room[every, group] -= 1
+        scores[every, place] = np.inf
+        out[every, place] = True
+        full = room[every, group] == 0
+        if full.any():
+            shut = full[:, None] & (of == group[:, None])
+            scores[shut] = np.inf
+            out |= shut
+    places.sort(axis=1)
+    return places
 
 
 def _scores(w: np.ndarray, d: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import isotonic_regression
 
 from tilewright.layout import Pattern, Tile
-from tilewright.passes.prune.elimination import cheapest_of_groups, eliminate, padded
+from tilewright.passes.prune.elimination import eliminate, padded
 from tilewright.threads import spread_over_cores
 
 
@@ -161,10 +161,14 @@ def smallest_tiles(weights: np.ndarray, tile: Tile, sparsity: float) -> np.ndarr
 
 def smallest_of_pattern(weights: np.ndarray, pattern: Pattern, taps: int = 1) -> np.ndarray:
     """Choose single weights by magnitude, as `pattern_mask` does for H = I."""
-    groups = pattern.groups(weights.shape[1], taps)
-    of = np.broadcast_to(groups.of, weights.shape)
-    room = np.broadcast_to(groups.limits, (len(weights), len(groups.limits)))
-    return ~cheapest_of_groups(np.abs(weights), of, room)
+    of, limits = pattern.groups(weights.shape[1], taps)
+    order = np.lexsort((np.abs(weights), np.broadcast_to(of, weights.shape)))
+    # Sorted by group, and by magnitude in it: alike for all rows, a group's first ones go.
+    by_group = np.sort(of)
+    gone = np.arange(len(of)) - np.searchsorted(by_group, by_group) < limits[by_group]
+    kept = np.ones(weights.shape, dtype=bool)
+    np.put_along_axis(kept, order[:, gone], False, axis=1)
+    return kept
 
 
 def spread(kept: np.ndarray, tile: Tile, shape: tuple[int, int]) -> np.ndarray:

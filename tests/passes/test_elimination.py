@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tilewright.layout import Groups, Tile
 from tilewright.passes.prune import elimination, obs
-from tilewright.passes.prune.elimination import Elimination, cheapest_of_groups, eliminate
+from tilewright.passes.prune.elimination import Elimination, eliminate
 
 TILES = [Tile(1), Tile(4), Tile(3, 2), Tile(5, 4)]
 
@@ -105,25 +105,6 @@ def test_one_group_of_all_is_no_restriction() -> None:
     two = Groups(np.repeat([0, 1], 12)[:12], np.array([7, 0]))
     free, grouped = (eliminate(weights, inverse, Tile(2), 7, g) for g in (None, two))
     assert (free.order == grouped.order).all()
-
-
-@given(
-    scores=st.lists(st.integers(0, 3), min_size=1, max_size=6),
-    of=st.lists(st.integers(0, 2), min_size=6, max_size=6),
-    room=st.lists(st.integers(0, 3), min_size=3, max_size=3),
-)
-def test_the_cheapest_of_each_group_are_found(
-    scores: list[int], of: list[int], room: list[int]
-) -> None:
-    found = cheapest_of_groups(
-        np.array([scores], float), np.array([of[: len(scores)]]), np.array([room])
-    )
-    expected = [
-        sum(of[j] == of[i] and (scores[j], j) < (scores[i], i) for j in range(len(scores)))
-        < room[of[i]]
-        for i in range(len(scores))
-    ]
-    assert found[0].tolist() == expected
 
 
 def shares(rows: int, most: int, total: int) -> list[tuple[int, ...]]:
