@@ -66,6 +66,7 @@ def spdy(
     *,
     seed: int = 0,
     evaluations: int = 200,
+    buckets: int = _BUCKETS,
 ) -> list[int]:
     """Return the levels that `judge` gives the least, of those that `best_levels` may return.
 
@@ -79,7 +80,7 @@ def spdy(
 
     def error(weights: np.ndarray) -> float:
         weighted = [w * cost for w, cost in zip(weights, costs, strict=True)]
-        choice = tuple(best_levels(weighted, saves, budget))
+        choice = tuple(best_levels(weighted, saves, budget, buckets))
         if choice not in judged:
             judged[choice] = judge(choice)
         return judged[choice]

@@ -116,12 +116,13 @@ def test_the_same_inputs_give_the_same_bytes(
     assert '"sparsity": 0.5' in (tmp_path / "a.tw" / "plan.json").read_text()
 
 
+@pytest.mark.parametrize("option", ["sparsity=0.5", "tile=2:4"])
 def test_a_plan_that_was_written_is_replayed_bit_for_bit(
-    run: Cli, model: Path, target: str, tmp_path: Path
+    run: Cli, model: Path, target: str, tmp_path: Path, option: str
 ) -> None:
     np.savez(tmp_path / "c.npz", x=normal(16, 8))
     shared = ("compile", model, "--target", target, "--calibration", "c.npz")
-    spec = "prune-tiles{sparsity=0.5,ends=true,smallest=1}"
+    spec = f"prune-tiles{{{option},ends=true,smallest=1}}"
     assert run(*shared, "--pipeline", spec, "-o", "a.tw").code == 0
     assert run(*shared, "--plan", "a.tw/plan.json", "-o", "b.tw").code == 0
     for file in ("model.onnx", "plan.json"):
