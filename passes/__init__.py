@@ -5,6 +5,7 @@ PASSES: dict[str, str] = {
     "fold-batchnorm": "tilewright.passes.clean.fold_batchnorm:FoldBatchnorm",
     "fold-constants": "tilewright.passes.clean.fold_constants:FoldConstants",
     "heal": "tilewright.passes.heal.align:Heal",
+    "match-tiles": "tilewright.passes.prune.match:MatchTiles",
     "prune-channels": "tilewright.passes.prune.channels:PruneChannels",
     "prune-tiles": "tilewright.passes.prune.tiles:PruneTiles",
     "prune-weights": "tilewright.passes.prune.magnitude:PruneWeights",
