@@ -173,7 +173,6 @@ def _order(
 ) -> np.ndarray | None:
     """Return a better order of a dimension for all layers that write it, or None."""
     ours = [places[name]._replace(at=_rows(dimension, axes[name])) for name in axes]
-    ours = [place for place in ours if place.removed > 0]
     if not ours:
         return None
     found = matching.order(ours)

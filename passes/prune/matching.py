@@ -78,6 +78,7 @@ def order(places: Sequence[Rows], rounds: int = 20) -> np.ndarray:
     """
     places = [place._replace(scores=_relative(place.scores)) for place in places]
     old = np.arange(len(places[0].at))
+    places = [place for place in places if place.removed]
     together = [n for n in map(_entries_of_tile, places) if 1 < n < len(old)]
     if not together:
         return old
@@ -86,6 +87,20 @@ def order(places: Sequence[Rows], rounds: int = 20) -> np.ndarray:
     if _masses(places, found) >= _masses(places, old):
         found = _settled(places, old, rounds)
     return found if _masses(places, found) < _masses(places, old) else old
+
+
+def row_order(
+    weights: np.ndarray, inverse: np.ndarray, tile: Tile, sparsity: float
+) -> np.ndarray:
+    """Return an order of one layer's rows in which each `tile.outputs` go well together.
+
+    `weights` is (outputs, inputs), `inverse` the inverse of its damped Hessian. For kernels
+    whose tiles may be of any rows: with result[order] = obs.prune(weights[order], ...) each
+    row stays in its place and nothing else of the network changes.
+    """
+    scores = weight_scores(weights, np.diag(inverse), tile.inputs)
+    removed = min(round(sparsity * scores.shape[1]), scores.shape[1] - 1)
+    return order([Rows(scores, np.arange(len(scores))[:, None], tile.outputs, removed)])
 
 
 def pruned_mass(place: Rows, order: np.ndarray) -> float:

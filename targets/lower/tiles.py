@@ -17,6 +17,10 @@ _WORD = 4  # bytes
 _STEP_ROWS = 1.2
 # Rows whose patterns united grow by no more than this share belong together.
 _STRAY = 1.05
+# Rows like no other one after which none is looked for any more: the zeros are in no tiles.
+_STRANGERS = 16
+# Rows that are compared with all others at a time.
+_COMPARED = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,16 +134,51 @@ def equal_rows(
 def _with_stray_zeros(masks: np.ndarray, rows_each: int) -> np.ndarray:
     """Let rows that were pruned together share one pattern despite a few zeros of their own.
 
-    A weight inside a kept tile may happen to be zero; computing it costs less than a tile of
-    fewer rows would.
+    A weight inside a kept tile may happen to be zero, as many are that were rounded; computing
+    it costs less than a tile of fewer rows would. Rows that were pruned together are
+    neighbours, or those whose patterns differ least.
     """
     masks = masks.copy()
+    alone = np.zeros(len(masks), dtype=bool)
     for first in range(0, len(masks), rows_each):
         block = masks[first : first + rows_each]
         union = block.any(axis=0)
         if union.sum() * len(block) <= _STRAY * block.sum():
             block[:] = union
+        else:
+            alone[first : first + rows_each] = True
+    _, kind, sizes = np.unique(
+        np.packbits(masks, axis=1), axis=0, return_inverse=True, return_counts=True
+    )
+    # Those of which there is a whole tile need no others.
+    alone &= sizes[kind.reshape(-1)] < rows_each
+    _unite_alike(masks, np.flatnonzero(alone), rows_each)
     return masks
+
+
+def _unite_alike(masks: np.ndarray, rows: np.ndarray, rows_each: int) -> None:
+    """Give those of some rows that are nearly alike, up to `rows_each` of them, one pattern."""
+    wide = masks[rows].astype(np.float32)
+    counts = wide.sum(axis=1)
+    left = np.ones(len(rows), dtype=bool)
+    strangers = 0
+    for first in range(len(rows)):
+        if not first % _COMPARED:
+            common = wide[first : first + _COMPARED] @ wide.T
+        if not left[first]:
+            continue
+        if strangers == _STRANGERS:
+            return
+        differing = np.where(left, counts - 2 * common[first % _COMPARED], np.inf)
+        differing[first] = -np.inf
+        near = np.argsort(differing, kind="stable")[: min(rows_each, left.sum())]
+        union = np.logical_or.accumulate(masks[rows[near]], axis=0)
+        computed = union.sum(axis=1) * np.arange(1, len(near) + 1)
+        fits = computed <= _STRAY * np.cumsum(counts[near])
+        most = int(np.flatnonzero(fits)[-1])
+        masks[rows[near[: most + 1]]] = union[most]
+        left[near[: most + 1]] = False
+        strangers = 0 if most else strangers + 1
 
 
 def _assemble(tiles: list[_Tile], offsets: np.ndarray) -> PackedTiles:

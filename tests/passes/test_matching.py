@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from tilewright.layout import Tile
 from tilewright.passes.prune import obs
-from tilewright.passes.prune.matching import Rows, order, pruned_mass, tetris, weight_scores
+from tilewright.passes.prune.matching import (
+    Rows,
+    order,
+    pruned_mass,
+    row_order,
+    tetris,
+    weight_scores,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -162,3 +169,24 @@ def test_scores_are_errors_after_a_refit() -> None:
         refitted = np.linalg.lstsq(rest.T, (w @ x).T, rcond=None)[0].T
         errors = np.square(refitted @ rest - w @ x).sum(axis=1)
         np.testing.assert_allclose(scores[:, k], errors, rtol=1e-5)  # scores are float32
+
+
+def test_rows_may_be_grouped_without_moving_and_lose_less() -> None:
+    """Rows of four kinds, each of which needs inputs of its own, one after the other."""
+    r = np.random.default_rng(0)
+    weights = (
+        r.standard_normal((16, 24))
+        * np.where(r.random((4, 24)) < 0.4, 1, 0.05)[np.arange(16) % 4]
+    )
+    x = r.standard_normal((24, 200))
+    hessian = x @ x.T
+    tile = Tile(4)
+    found = row_order(weights, np.linalg.inv(hessian), tile, 0.5)
+    matched = np.empty_like(weights)
+    matched[found] = obs.prune(weights[found], hessian, tile, 0.5)
+
+    def loss(pruned: np.ndarray) -> float:
+        return float(np.square((pruned - weights) @ x).sum())
+
+    assert loss(matched) < 0.2 * loss(obs.prune(weights, hessian, tile, 0.5))
+    assert all(len(set(group % 4)) == 1 for group in found.reshape(4, 4))

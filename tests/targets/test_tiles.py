@@ -135,3 +135,26 @@ def test_a_stray_zero_in_a_kept_tile_does_not_split_it() -> None:
     packed = pack_for_positions(matrix, np.arange(40), 4, dense=False)
     assert packed.heights == (4,)
     assert packed.table[:, 3].tolist() == [20]
+
+
+@pytest.mark.parametrize("stray", [0.0, 0.02])
+def test_rows_that_were_pruned_together_are_found_wherever_they_stand(stray: float) -> None:
+    """Ten groups of four rows with a mask each, shuffled; some kept weights are zero too."""
+    r = np.random.default_rng(0)
+    groups = r.permutation(np.repeat(np.arange(10), 4))
+    masks = np.stack([r.permutation(np.arange(100) < 40) for _ in range(10)])
+    kept = masks[groups] & (r.random((40, 100)) >= stray)
+    packed = pack_for_positions(kept.astype(np.float32), np.arange(100), 4, dense=False)
+    assert packed.heights == (4,)
+    found = [set(groups[packed.rows[at : at + 4]]) for at in packed.table[:, 2]]
+    assert all(len(group) == 1 for group in found)
+    assert len(found) == 10
+    np.testing.assert_array_equal(unpacked_positions(packed, kept.shape), kept)
+
+
+def test_rows_without_common_zeros_stay_apart() -> None:
+    """And the search for likeness ends: rows are compared with all others a few times only."""
+    matrix = (np.random.default_rng(0).random((64, 80)) < 0.5).astype(np.float32)
+    packed = pack_for_positions(matrix, np.arange(80), 4, dense=False)
+    assert packed.heights == (1,)
+    assert packed.steps == np.count_nonzero(matrix)
