@@ -19,6 +19,7 @@ from tilewright.graph import Graph, constant, is_constant
 from tilewright.pipeline import Pipeline
 from tilewright.protocol import Context
 from tilewright.sizes import all_choices
+from tilewright.tools.resolve_pipeline import reads_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +65,11 @@ class Resizing:
         return self._folded(all_choices(self.dims)[0])
 
     def _folded(self, choice: Mapping[str, int]) -> Graph:
-        """Run the passes before the first one that changes answers."""
-        faithful = self.pipeline.only(lambda step: step.keeps_outputs)
+        """Run the passes before the first one that changes answers, but for those that permute.
+
+        What is permuted hangs on calibration data and on tiles, which sizes may not share.
+        """
+        faithful = self.pipeline.only(lambda step: step.keeps_outputs and not reads_plan(step))
         return faithful.run(self.read(choice), self.context, reproductions=None).graph
 
 

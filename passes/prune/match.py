@@ -30,8 +30,7 @@ class MatchTiles:
     Rows that need the same inputs come into the same tiles. Hidden features, channels between
     convolutions, heads and their depths are permuted in all tensors that they run through, so
     the answers stay the same; where several layers write one dimension, one order serves them
-    all. Outputs that callers see stay in order. Lanes of positions store each row by itself:
-    for these prune-tiles could group rows without any of this.
+    all. Outputs that callers see stay in order.
 
     The options are those of prune-tiles, and should say the same; so does a plan in the
     context. Without calibration data, or with criterion="magnitude", weights count by their
