@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from tilewright.errors import PassFailed, TilewrightError, UnknownName, UnusableInput
 from tilewright.graph import Graph
 from tilewright.protocol import Context, Note, Pass
+from tilewright.removed import removed
 from tilewright.reproduce import write_reproduction
 from tilewright.trace import Step, Trace, changes, lost_weights, survey
 from tilewright.verify import Verifier
@@ -144,8 +145,9 @@ class Pipeline:
             changed = changes(graph, outcome.graph)
             if not step.keeps_outputs:
                 pruned |= lost_weights(graph, outcome.graph)
+            lost = removed(graph, outcome.graph)
             graph = outcome.graph
-            steps.append(Step(texts[index], survey(graph), changed, seconds))
+            steps.append(Step(texts[index], survey(graph), changed, seconds, lost))
             notes[step.name] = notes.get(step.name, ()) + tuple(outcome.notes)
         return Run(graph, pruned, Trace(before, tuple(steps)), notes)
 

@@ -1,7 +1,7 @@
 """Plan: how much where. A JSON file from items (layers, mostly) to their levels."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +81,26 @@ class Plan:
                 f'Plan "{path}" cannot be read: {error}. Give a JSON file as --plan.'
             ) from error
         return cls.parse(text, f'Plan "{path}"')
+
+
+def shares_of(value: Value) -> tuple[float, ...]:
+    """Read what a level says of "channels": 0.25, or "0.25|0", one share a dimension.
+
+    Raises ValueError, which says what they must be.
+    """
+    try:
+        shares = tuple(map(float, value.split("|"))) if isinstance(value, str) else (value,)
+    except ValueError:
+        shares = (np.nan,)
+    if not all(0 <= share < 1 for share in shares):
+        raise ValueError('not a number from 0 to below 1, or several such as "0.25|0"')
+    return shares
+
+
+def channels_of(shares: Sequence[float]) -> Value:
+    """Return what `shares_of` reads."""
+    each = [round(share, 6) for share in shares]
+    return each[0] if len(each) == 1 else "|".join(f"{share:g}" for share in each)
 
 
 def plan_of(graph: Graph, target: Target) -> Plan:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
+from tilewright.removed import Removed
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,15 @@ class Survey:
 class Step:
     """One pass of a run: the graph that it left, and what differs from the one before.
 
-    `seconds` is a clock's reading; everything else depends on the inputs alone.
+    `removed` are the channels, hidden features and heads that are gone. `seconds` is a clock's
+    reading; everything else depends on the inputs alone.
     """
 
     name: str
     after: Survey
     changed: tuple[str, ...]
     seconds: float = field(compare=False)
+    removed: Removed = field(default_factory=Removed)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,12 @@ class Trace:
         return {
             "before": _survey_json(self.before),
             "steps": [
-                {"pass": s.name, "after": _survey_json(s.after), "changed": list(s.changed)}
+                {
+                    "pass": s.name,
+                    "after": _survey_json(s.after),
+                    "changed": list(s.changed),
+                    "removed": [group.as_json() for group in s.removed.groups],
+                }
                 for s in self.steps
             ],
         }

@@ -21,7 +21,7 @@ from tilewright.layout import Pattern, Tile, parse_layout
 from tilewright.measurement import machine, versions
 from tilewright.memory import return_freed_memory
 from tilewright.pipeline import Pipeline, Run
-from tilewright.plan import Level, Plan
+from tilewright.plan import Level, Plan, Value, channels_of
 from tilewright.protocol import Build, Context, Executable, Report, silent
 from tilewright.random_feeds import random_feeds
 from tilewright.sizes import Sizes
@@ -263,18 +263,29 @@ def _pruned_bytes(run: Run, build: Build) -> dict[str, int]:
 
 
 def measured_levels(run: Run, pipeline: Pipeline, context: Context) -> dict[str, Level]:
-    """Return the share of empty tiles in each layer that lost any: a plan that prunes again."""
-    fixed = [str(vars(step)["tile"]) for step in pipeline.passes if reads_plan(step)]
-    if not fixed:
+    """Return the plan that prunes again: what was removed, and the share of empty tiles.
+
+    Of each layer it holds the shares of its input channels that are gone, and those of its
+    tiles that are empty.
+    """
+    readers = [step for step in pipeline.passes if reads_plan(step)]
+    if not readers:
         return {}
-    levels: dict[str, Level] = {}
+    levels: dict[str, dict[str, Value]] = {
+        name: {"channels": channels_of(shares)}
+        for step in run.trace.steps
+        for name, shares in step.removed.shares.items()
+    }
+    fixed = [str(vars(step)["tile"]) for step in readers if "tile" in vars(step)]
+    if not fixed:
+        return dict(levels)
     for layer in linear_layers(run.graph):
         own = context.target.tile_for(layer, context.precision)
         tile = parse_layout(fixed[-1]) if any(fixed) else own
         share = tile.sparsity if isinstance(tile, Pattern) else _empty_tiles(layer, tile)
         if layer.name in run.pruned and share > 0:
-            levels[layer.name] = {"sparsity": share, "tile": str(tile)}
-    return levels
+            levels.setdefault(layer.name, {}).update(sparsity=share, tile=str(tile))
+    return dict(levels)
 
 
 def _empty_tiles(layer: Layer, tile: Tile) -> float:

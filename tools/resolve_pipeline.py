@@ -52,7 +52,7 @@ def resolve_pipeline(
     if plan is not None and not any(reads_plan(p) for p in pipeline.passes):
         raise UnusableInput(
             f'--plan: no pass of the pipeline "{pipeline}" reads a plan, so it would have no '
-            "effect. Add prune-tiles, or leave the option out."
+            "effect. Add prune-tiles or prune-channels, or leave the option out."
         )
     return pipeline
 
@@ -67,8 +67,8 @@ def check_precision(target: Target, precision: str) -> None:
 
 
 def reads_plan(step: Pass) -> bool:
-    """Say whether a plan, which holds a sparsity and a tile a layer, overrules a pass."""
-    return {"sparsity", "tile"} <= {option.name for option in pass_options(type(step))}
+    """Say whether a plan, which shares a sparsity out among layers, overrules a pass."""
+    return {"sparsity", "allocate"} <= {option.name for option in pass_options(type(step))}
 
 
 def _report_overruled(pipeline: Pipeline, sparsity: float, report: Report) -> None:

@@ -98,6 +98,7 @@ def _page(manifest: Mapping[str, Any], trace: Trace) -> str:
         f"{verified['max_rel_error']:.1e} of the output's largest value, "
         f"on {_counted(verified['samples'], 'sample')}.</p>",
         _table("Passes", _PASS_COLUMNS, [(*r[:4], r[5]) for r in trace.rows()]),
+        _table("Channels, hidden features and heads removed", _GROUP_COLUMNS, _groups(trace)),
         _table("Layers", _LAYER_COLUMNS, [_layer_row(layer) for layer in manifest["layers"]]),
         _table(
             "Nodes that run in onnxruntime",
@@ -117,8 +118,17 @@ def _page(manifest: Mapping[str, Any], trace: Trace) -> str:
     )
 
 
+_GROUP_COLUMNS = ("written by", "read by", "before", "after")
 _PASS_COLUMNS = ("pass", "nodes", "parameters", "zeros", "changed")
 _LAYER_COLUMNS = ("layer", "op", "out x in x positions", "tile", "density", "kernel", "reason")
+
+
+def _groups(trace: Trace) -> list[tuple[str, ...]]:
+    return [
+        (", ".join(g.writers), ", ".join(g.readers), str(g.before), str(g.after))
+        for step in trace.steps
+        for g in step.removed.groups
+    ]
 
 
 def _layer_row(layer: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What a layer's weights become when some of its inputs or tiles go."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer
 from tilewright.passes.prune import obs
 from tilewright.passes.prune.bias import bias_of, shift
+from tilewright.passes.prune.joint import Problem
 from tilewright.segments import Pair
 
 
@@ -29,6 +30,40 @@ def seen_by(layer: Layer, pair: Pair, compressed: Graph) -> Seen:
     return seen
 
 
+def problems(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> list[Problem]:
+    """Return what a layer is to give, a problem for each group of a convolution.
+
+    Targets are the dense weights that make up for errors in the layer's input. Where there is
+    a bias all is centred, for it takes part as the weight of one more input, the constant 1.
+    """
+    now, cross = seen
+    gram, mixed = now.product, cross.product
+    if bias_of(layer, uses) is not None:
+        means, means_now = (total / now.columns for total in cross.sums)
+        gram = gram - now.columns * np.outer(means_now, means_now)
+        mixed = mixed - now.columns * np.outer(means, means_now)
+    found = []
+    for rows, columns in _groups(layer):
+        own, between = gram[columns, columns], mixed[columns, columns]
+        hessian = obs.damped(own, damp)
+        weights = layer.matrix()[rows].astype(np.float64)
+        target = obs.asymmetric_target(weights, between, own, hessian)
+        found.append(Problem(target, hessian))
+    return found
+
+
+def settle(
+    layer: Layer, seen: Seen, uses: Mapping[str, int], solved: Sequence[np.ndarray]
+) -> None:
+    """Give a layer the weights that solve its problems, and the bias that goes with them."""
+    bias = bias_of(layer, uses)
+    means, means_now = (total / seen.now.columns for total in seen.cross.sums)
+    before = _applied(layer, means)
+    layer.replace(np.concatenate(solved))
+    if bias is not None:
+        shift(bias, before - _applied(layer, means_now))
+
+
 def refit_layer(
     layer: Layer,
     seen: Seen,
@@ -38,19 +73,22 @@ def refit_layer(
 ) -> None:
     """Give a layer the weights that `solve` returns, and the bias that goes with them.
 
-    `solve(target, hessian)` gets the dense weights that make up for errors in the layer's
-    input (outputs, inputs), and the damped Hessian (inputs, inputs). Where there is a bias both
-    are centred, for it takes part as the weight of one more input, the constant 1.
+    `solve(target, hessian)` gets the two of each of the layer's `problems`.
     """
-    now, cross = seen
-    bias = bias_of(layer, uses)
-    gram, mixed = now.product, cross.product
-    means, means_now = (total / now.columns for total in cross.sums)
-    if bias is not None:
-        gram = gram - now.columns * np.outer(means_now, means_now)
-        mixed = mixed - now.columns * np.outer(means, means_now)
-    hessian = obs.damped(gram, damp)
+    solved = [solve(*problem) for problem in problems(layer, seen, damp, uses)]
+    settle(layer, seen, uses, solved)
+
+
+def _groups(layer: Layer) -> list[tuple[slice, slice]]:
+    """Return which rows of the matrix read which of a layer's inputs."""
+    outputs, inputs = layer.outputs // layer.groups, layer.inputs
+    return [
+        (slice(g * outputs, (g + 1) * outputs), slice(g * inputs, (g + 1) * inputs))
+        for g in range(layer.groups)
+    ]
+
+
+def _applied(layer: Layer, x: np.ndarray) -> np.ndarray:
+    """Return what a layer without its bias makes of one column."""
     matrix = layer.matrix().astype(np.float64)
-    layer.replace(solve(obs.asymmetric_target(matrix, mixed, gram, hessian), hessian))
-    if bias is not None:
-        shift(bias, matrix @ means - layer.matrix() @ means_now)
+    return np.concatenate([matrix[rows] @ x[columns] for rows, columns in _groups(layer)])

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.graphs import DEVICE, context, correlated, three_layers
+from tests.graphs import DEVICE, agree, context, correlated, three_layers
 from tests.small_models import normal, small_graph
 from tilewright import oracle
 from tilewright.calibration import Calibration
@@ -184,13 +184,154 @@ def inverted_bottleneck() -> tuple[Graph, Calibration]:
     return graph, Calibration.from_arrays({"x": x}, graph.inputs)
 
 
-def test_dimensions_that_several_layers_read_stay() -> None:
+def test_channels_that_a_gate_reads_too_go_from_both() -> None:
     graph, data = inverted_bottleneck()
     found = prune(EVERY, graph, calibration=data)
-    # The gate reads the channels too; its own four are read by one layer alone.
-    assert shapes(found.graph)["e"] == (2, 24, 1, 1)
-    assert shapes(found.graph)["v"] == (6, 24, 3, 3)
-    assert any(note.reason.startswith("none of its 24 inputs: ") for note in found.notes)
+    after = shapes(found.graph)
+    assert (after["w"], after["u"]) == ((12, 6, 1, 1), (12, 1, 3, 3))
+    assert (after["e"], after["f"], after["v"]) == ((2, 12, 1, 1), (12, 2, 1, 1), (6, 12, 3, 3))
+
+
+def residual() -> tuple[Graph, Calibration]:
+    """Return a stem, two blocks around a stream of 16 channels, and a head."""
+    graph = small_graph(
+        """g (float[1,4,6,6] x) => (float[1,5,6,6] y) {
+            s = Conv <pads = [1, 1, 1, 1]> (x, stem)
+            a = Conv(s, up1, b1)  c = Relu(a)  d = Conv(c, down1, b2)  t = Add(s, d)
+            e = Conv <pads = [1, 1, 1, 1]> (t, up2)  f = Relu(e)  h = Conv(f, down2)
+            u = Add(t, h)  y = Conv(u, head, b3)
+        }""",
+        stem=normal(16, 4, 3, 3),
+        up1=normal(24, 16, 1, 1, seed=1),
+        b1=normal(24, seed=2),
+        down1=normal(16, 24, 1, 1, seed=3) / 8,
+        b2=normal(16, seed=4),
+        up2=normal(24, 16, 3, 3, seed=5) / 8,
+        down2=normal(16, 24, 1, 1, seed=6) / 8,
+        head=normal(5, 16, 1, 1, seed=7),
+        b3=normal(5, seed=8),
+    )
+    x = np.random.default_rng(3).standard_normal((30, 4, 6, 6)).astype(np.float32)
+    return graph, Calibration.from_arrays({"x": x}, graph.inputs)
+
+
+def image_damage(pruned: Graph, dense: Graph) -> float:
+    """Return the relative error of y on images that no pass has seen."""
+    x = np.random.default_rng(4).standard_normal((8, 1, 4, 6, 6)).astype(np.float32)
+    sessions = oracle.session(dense), oracle.session(pruned)
+    expected, found = (
+        np.concatenate([oracle.outputs_of(session, {"x": one})["y"] for one in x])
+        for session in sessions
+    )
+    return float(np.square(found - expected).sum() / np.square(expected).sum())
+
+
+def test_a_residual_stream_loses_channels_wherever_it_runs() -> None:
+    graph, data = residual()
+    found = prune(
+        PruneChannels(0.25, multiple=1, ends=True, smallest=0), graph, calibration=data
+    )
+    assert shapes(found.graph) == {
+        "stem": (12, 4, 3, 3),
+        "up1": (18, 12, 1, 1),
+        "b1": (18,),
+        "down1": (12, 18, 1, 1),
+        "b2": (12,),
+        "up2": (18, 12, 3, 3),
+        "down2": (12, 18, 1, 1),
+        "head": (5, 12, 1, 1),
+        "b3": (5,),
+    }
+    onnx.checker.check_model(found.graph.to_onnx(), full_check=True)
+
+
+def reading(graph: Graph, weight: str) -> str:
+    """Return the name of the layer with this weight."""
+    return next(layer.name for layer in linear_layers(graph) if layer.weight.name == weight)
+
+
+def test_what_is_left_of_a_residual_stream_answers_like_the_masked_network() -> None:
+    graph, _ = residual()
+    step = PruneChannels(criterion="magnitude", ends=True, smallest=0)
+    pruned = prune(step, graph, plan=Plan({reading(graph, "up2"): {"channels": 0.25}})).graph
+    gone = ~np.isin(graph.constants()["b2"], pruned.constants()["b2"])
+    assert gone.sum() == 4
+    masked = graph.edit()
+    for layer in linear_layers(masked):
+        if layer.weight.name in ("up1", "up2", "head"):
+            matrix = layer.weight.values.copy()
+            matrix[:, gone] = 0
+            layer.replace(matrix)
+    x = np.random.default_rng(4).standard_normal((1, 4, 6, 6)).astype(np.float32)
+    agree(masked, pruned, {"x": x})
+
+
+def test_readers_of_a_stream_are_refitted_one_after_the_other() -> None:
+    graph, data = residual()
+    by_magnitude = PruneChannels(0.25, "magnitude", multiple=1, ends=True, smallest=0)
+    by_obs = PruneChannels(0.25, multiple=1, ends=True, smallest=0)
+    hurt = image_damage(prune(by_magnitude, graph).graph, graph)
+    assert image_damage(prune(by_obs, graph, calibration=data).graph, graph) < 0.5 * hurt
+
+
+def test_a_stream_loses_channels_with_a_global_budget_too() -> None:
+    graph, data = residual()
+    step = PruneChannels(0.6, allocate="global", multiple=1, ends=True, smallest=0)
+    found = shapes(prune(step, graph, calibration=data).graph)
+    assert found["stem"][0] < 16
+    assert {found[name][1] for name in ("up1", "up2", "head")} == {found["stem"][0]}
+
+
+def dense_net() -> tuple[Graph, Calibration]:
+    """Return two convolutions, each of which reads all that was made before it."""
+    graph = small_graph(
+        """g (float[1,4,6,6] x) => (float[1,5,6,6] y) {
+            a = Conv(x, first)  b = Relu(a)
+            c = Conv <pads = [1, 1, 1, 1]> (b, second)  d = Relu(c)
+            e = Concat <axis = 1> (b, d)  y = Conv(e, third)
+        }""",
+        first=normal(8, 4, 1, 1),
+        second=normal(12, 8, 3, 3),
+        third=normal(5, 20, 1, 1),
+    )
+    x = np.random.default_rng(3).standard_normal((30, 4, 6, 6)).astype(np.float32)
+    return graph, Calibration.from_arrays({"x": x}, graph.inputs)
+
+
+def test_of_joined_channels_each_part_loses_its_own() -> None:
+    graph, data = dense_net()
+    found = prune(
+        PruneChannels(0.25, multiple=1, ends=True, smallest=0), graph, calibration=data
+    )
+    assert shapes(found.graph) == {
+        "first": (6, 4, 1, 1),
+        "second": (9, 6, 3, 3),
+        "third": (5, 15, 1, 1),
+    }
+    assert image_damage(found.graph, graph) < 0.2
+
+
+def test_a_grouped_convolution_loses_the_same_inputs_in_each_group() -> None:
+    graph = small_graph(
+        """g (float[1,4,6,6] x) => (float[1,6,6,6] y) {
+            a = Conv(x, first, b)  r = Relu(a)
+            y = Conv <group = 2, pads = [1, 1, 1, 1]> (r, second, c)
+        }""",
+        first=normal(16, 4, 1, 1),
+        b=normal(16),
+        second=normal(6, 8, 3, 3),
+        c=normal(6, seed=1),
+    )
+    x = np.random.default_rng(3).standard_normal((30, 4, 6, 6)).astype(np.float32)
+    data = Calibration.from_arrays({"x": x}, graph.inputs)
+    pruned = prune(
+        PruneChannels(0.25, multiple=1, ends=True, smallest=0), graph, calibration=data
+    ).graph
+    assert (shapes(pruned)["first"], shapes(pruned)["second"]) == ((12, 4, 1, 1), (6, 6, 3, 3))
+    by_magnitude = prune(
+        PruneChannels(0.25, "magnitude", multiple=1, ends=True, smallest=0), graph
+    ).graph
+    assert image_damage(pruned, graph) < 0.5 * image_damage(by_magnitude, graph)
 
 
 def attention() -> Graph:
@@ -238,7 +379,7 @@ def test_small_dimensions_and_skipped_layers_stay() -> None:
     found = prune(PruneChannels(0.5, multiple=1, ends=True, smallest=300, skip=(second,)))
     assert shapes(found.graph) == shapes(three_layers())
     assert [(note.node, note.reason) for note in found.notes] == [
-        (second, "none of its 20 inputs: named by skip"),
+        (second, f"none of its 20 inputs: {second} is named by skip"),
         (third, "none of its 8 inputs: they hold 216 weights, fewer than smallest=300"),
     ]
 
@@ -250,12 +391,31 @@ def test_a_plan_says_which_layers_lose_how_many_of_their_inputs() -> None:
     assert (found["w1"], found["w3"]) == ((12, 20), (6, 6))
 
 
+def test_a_plan_speaks_of_joined_parts_one_by_one() -> None:
+    graph, data = dense_net()
+    plan = Plan({reading(graph, "third"): {"channels": "0.5|0.25"}})
+    found = shapes(prune(EVERY, graph, calibration=data, plan=plan).graph)
+    assert (found["first"], found["second"]) == ((4, 4, 1, 1), (9, 4, 3, 3))
+
+
+def test_a_plan_is_followed_to_the_entry() -> None:
+    plan = Plan({LAYERS[1]: {"channels": 0.35}})
+    found = prune(PruneChannels(0.5, multiple=4, ends=True, smallest=0), plan=plan)
+    assert shapes(found.graph)["w1"] == (12, 13)
+
+
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
         ({"nowhere": {"channels": 0.5}}, '"nowhere" is not a linear layer'),
         ({LAYERS[1]: {"channels": 1.2}}, "is 1.2, not a number from 0 to below 1"),
         ({LAYERS[1]: {"channels": "half"}}, "is 'half', not a number"),
+        (
+            {LAYERS[1]: {"channels": "0.5|0"}},
+            r"not one share for each of its dimensions \(20\)",
+        ),
+        ({LAYERS[1]: {"channels": 0.01}}, "which is less than one of its 20 inputs"),
+        ({LAYERS[0]: {"channels": 0.5}}, f'no inputs of "{LAYERS[0]}" can be removed: callers'),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(levels: dict[str, Any], message: str) -> None:
@@ -263,17 +423,27 @@ def test_a_plan_that_cannot_be_is_refused(levels: dict[str, Any], message: str) 
         prune(EVERY, plan=Plan(levels))
 
 
+def test_all_that_is_wrong_with_a_plan_is_said_at_once() -> None:
+    levels = {"nowhere": {"channels": 0.5}, LAYERS[0]: {"channels": 0.5}}
+    with pytest.raises(UnusableInput) as refused:
+        prune(EVERY, plan=Plan({**levels, LAYERS[1]: {"channels": 1.2}}))
+    for part in ('"nowhere" is not', f'no inputs of "{LAYERS[0]}"', f'"{LAYERS[1]}" is 1.2'):
+        assert part in str(refused.value)
+
+
+def test_readers_of_one_stream_cannot_be_asked_for_different_shares() -> None:
+    graph, data = residual()
+    up, head = reading(graph, "up1"), reading(graph, "head")
+    plan = Plan({up: {"channels": 0.5}, head: {"channels": 0.25}})
+    with pytest.raises(UnusableInput, match=f'16 channels are to lose .* by "{head}"'):
+        prune(EVERY, graph, calibration=data, plan=plan)
+
+
 def test_a_plan_takes_heads_or_is_refused_where_nothing_can_go() -> None:
     *_, last = [node.name for node in attention().nodes if node.op == "MatMul"]
     plan = Plan({last: {"channels": 0.5}})
     found = prune(EVERY, attention(), calibration=calibration(), plan=plan)
     assert shapes(found.graph)["wo"] == (6, 12)
-    graph, _ = inverted_bottleneck()
-    reader = next(n.name for n in graph.nodes if any(t.name == "v" for t in n.inputs))
-    with pytest.raises(
-        UnusableInput, match=r"no inputs of .* can be removed: .* read them too"
-    ):
-        prune(EVERY, graph, plan=Plan({reader: {"channels": 0.5}}))
 
 
 def test_answers_that_are_no_floats_cannot_be_compared() -> None:

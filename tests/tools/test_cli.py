@@ -131,6 +131,38 @@ def test_a_plan_that_was_written_is_replayed_bit_for_bit(
         ).read_bytes()
 
 
+def test_a_plan_takes_the_same_channels_again(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "c.npz", x=normal(16, 8))
+    shared = ("compile", model, "--target", target, "--calibration", "c.npz")
+    step = "prune-channels{sparsity=0.3,ends=true,smallest=1,multiple=1}"
+    assert run(*shared, "--pipeline", step, "-o", "a.tw").code == 0
+    plan = json.loads((tmp_path / "a.tw" / "plan.json").read_text())
+    (share,) = plan["levels"].values()
+    assert share == {"channels": 0.3125}  # 5 of 16
+    given = ("--pipeline", "prune-channels{ends=true,smallest=1}", "--plan", "a.tw/plan.json")
+    ended = run(*shared, *given, "-o", "b.tw")
+    assert ended.code == 0, ended.err
+    for file in ("model.onnx", "plan.json"):
+        assert (tmp_path / "a.tw" / file).read_bytes() == (
+            tmp_path / "b.tw" / file
+        ).read_bytes()
+
+
+def test_the_trace_and_the_report_say_which_channels_went(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    step = "prune-channels{sparsity=0.5,ends=true,smallest=1,multiple=1}"
+    spec = ("--target", target, "--pipeline", step, "-o", "a.tw")
+    assert run("compile", model, *spec).code == 0
+    (taken,) = json.loads((tmp_path / "a.tw" / "trace.json").read_text())["steps"]
+    (first,), (second,) = (taken["removed"][0][key] for key in ("writers", "readers"))
+    assert (taken["removed"][0]["before"], taken["removed"][0]["after"]) == (16, 8)
+    row = f"<td>{first}</td><td>{second}</td><td>16</td><td>8</td>"
+    assert row in (tmp_path / "a.tw" / "report.html").read_text()
+
+
 def test_without_sparsity_nothing_is_pruned(run: Cli, model: Path, target: str) -> None:
     assert run("compile", model, "--target", target, "--json").json()["pipeline"] == ""
     zero = run("compile", model, "--target", target, "--sparsity", "0", "--json")
