@@ -190,6 +190,11 @@ def _write(node: gs.Node, place: int | str, numbers: object) -> None:
     if isinstance(place, str):
         node.attrs[place] = numbers
         return
+    if place == len(node.inputs):
+        # A Split into so many parts, which may be of different sizes now.
+        del node.attrs["num_outputs"]
+        node.inputs.append(constant(f"{node.name}/sizes", np.asarray(numbers, np.int64)))
+        return
     tensor = node.inputs[place]
     values = np.asarray(numbers, tensor.values.dtype)
     if not np.array_equal(values, tensor.values):

@@ -221,8 +221,8 @@ def _split(axes: Axes, node: gs.Node) -> None:
     for part in parts:
         _same(part[:axis] + part[axis + 1 :], source[:axis] + source[axis + 1 :])
     place: int | str = "split" if "split" in node.attrs else 1
-    if place == 1 and len(node.inputs) < 2:
-        # Without sizes all parts are equally long.
+    if place == 1 and len(node.inputs) < 2 and "num_outputs" not in node.attrs:
+        # Without sizes, and before opset 18, all parts are equally long.
         for part in parts:
             keep_count(part[axis], f"{node.name} cuts it into equal parts")
         return

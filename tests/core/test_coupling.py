@@ -290,6 +290,24 @@ def test_a_group_of_a_convolution_can_go_and_so_can_a_channel_of_every_group() -
     np.testing.assert_array_equal(weights["u"], before["u"][[4, 7]])
 
 
+def test_of_parts_that_are_split_without_sizes_each_loses_its_own() -> None:
+    text = """g (float[1,6] x) => (float[1,3] y) {
+        a = MatMul(x, w)  b, c = Split <axis = -1, num_outputs = 2> (a)  d = Sigmoid(b)
+        e = MatMul(d, u)  f = MatMul(c, v)  y = Add(e, f)
+    }"""
+    weights = {"w": normal(6, 8), "u": normal(4, 3), "v": normal(4, 3)}
+    graph = Graph.from_onnx(small_model(text, 18, **weights)).infer_shapes()
+    couplings = Couplings(graph)
+    left, right = couplings.dimension("w", 1)
+    found = couplings.select({left: [0, 2, 3], right: [1]})
+    x = normal(1, 6, seed=3)
+    hidden = x @ weights["w"][:, [0, 2, 3, 5]]
+    expected = (1 / (1 + np.exp(-hidden[:, :3]))) @ weights["u"][[0, 2, 3]]
+    expected += hidden[:, 3:] @ weights["v"][[1]]
+    # Float32 sums of a few products.
+    np.testing.assert_allclose(oracle.run(found, {"x": x})["y"], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_node_without_a_rule_is_noted_and_its_axes_stay() -> None:
     graph = graph_of(
         """g (float[1,4] x) => (float[1,4] y) <int64[1] by = {1}> {
