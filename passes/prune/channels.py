@@ -1,6 +1,6 @@
 """Remove channels, hidden features and heads for good, and refit what reads them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,14 +15,16 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.passes.prune.allocate import Curve, cheapest
 from tilewright.passes.prune.bias import use_counts
-from tilewright.passes.prune.joint import (
-    Problem,
-    cheapest_entries,
-    reading,
-    smallest_entries,
+from tilewright.passes.prune.choose_entries import (
+    cheapest_of,
+    columns_of_entries,
+    fits_of,
+    readers,
+    refit_without,
+    smallest_of,
 )
 from tilewright.passes.prune.probe import HELD_OUT, Probe, check_allocation
-from tilewright.passes.prune.refit import Seen, problems, seen_by, settle
+from tilewright.passes.prune.refit import Fit, fit, seen_by
 from tilewright.passes.prune.removable import Choice, planned, removable, stays
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
@@ -113,7 +115,7 @@ class PruneChannels:
         if calibration is None and self.criterion == "obs" and choices:
             notes += self._warned(context, choices)
         if calibration is None or self.criterion == "magnitude":
-            gone = {choice.dimension: _smallest(choice) for choice in choices}
+            gone = {choice.dimension: smallest_of(choice) for choice in choices}
         else:
             with one_blas_thread():
                 if self.allocate == "global" and context.plan is None:
@@ -156,33 +158,28 @@ class PruneChannels:
         fitted, held = calibration.held_out(HELD_OUT)
         probe = Probe(dense, held)
         curves: dict[Dimension, Curve] = {}
-        for choice, seen in _read(dense, choices, fitted, context.seed):
+        for choice, fits in fits_of(dense, choices, fitted, self.damp, context.seed):
             context.report(
                 f"prune-channels: probing {choice.names} ({len(curves) + 1} of {len(choices)})"
             )
             size = choice.dimension.size
             step = self.multiple if size >= 4 * self.multiple else 1
             most = size - max(step, round(_LEAST * size))
-            order = self._chosen(choice, seen, use_counts(dense), {}, most)
+            order = cheapest_of(choice, fits, {}, most)
 
             def without(
                 graph: Graph,
                 count: int,
                 choice: Choice = choice,
-                seen: Sequence[Seen] = seen,
+                fits: Sequence[Fit] = fits,
                 order: np.ndarray = order,
             ) -> None:
-                layers = {layer.name: layer for layer in linear_layers(graph)}
                 uses = use_counts(graph)
+                mine = {layer.name: layer for layer in linear_layers(graph)}
                 for layer, columns, its in zip(
-                    choice.layers, choice.columns, seen, strict=True
+                    choice.layers, choice.columns, fits, strict=True
                 ):
-                    mine = layers[layer.name]
-                    solved = [
-                        problem.refitted(_alive(problem, [columns[order[:count]]]))
-                        for problem in problems(mine, its, self.damp, uses)
-                    ]
-                    settle(mine, its, uses, solved)
+                    refit_without(mine[layer.name], its, uses, [columns[order[:count]]])
 
             where = couplings.places[choice.dimension]
             saves = sum(macs.get(name, 0.0) for name, _ in where) / size
@@ -209,99 +206,24 @@ class PruneChannels:
         """
         shared = [choice for choice in choices if len(choice.layers) > 1]
         gone: dict[Dimension, np.ndarray] = {}
-        for choice, seen in _read(dense, shared, calibration, context.seed):
+        for choice, fits in fits_of(dense, shared, calibration, self.damp, context.seed):
             context.report(
                 f"prune-channels: what {choice.names} read ({len(gone) + 1} of {len(shared)})"
             )
-            gone[choice.dimension] = self._chosen(
-                choice, seen, use_counts(dense), _columns(shared, gone), choice.gone
-            )
+            before = columns_of_entries(shared, gone)
+            gone[choice.dimension] = cheapest_of(choice, fits, before, choice.gone)
         pair = Pair(calibration, dense, seed=context.seed)
         uses = use_counts(pruned)
-        layers = _readers(pruned, choices)
+        layers = readers(pruned, choices)
         for done, layer in enumerate(layers, 1):
             context.report(f"prune-channels: {layer.name} ({done} of {len(layers)})")
-            its = seen_by(layer, pair, pruned)
+            its = fit(layer, seen_by(layer, pair, pruned), self.damp, uses)
             for choice in choices:
-                if [its.name for its in choice.layers] == [layer.name]:
-                    before = _columns(choices, gone)
-                    gone[choice.dimension] = self._chosen(
-                        choice, [its], uses, before, choice.gone
-                    )
-            without = _columns(choices, gone)[layer.name]
-            solved = [
-                problem.refitted(_alive(problem, without))
-                for problem in problems(layer, its, self.damp, uses)
-            ]
-            settle(layer, its, uses, solved)
+                if [reader.name for reader in choice.layers] == [layer.name]:
+                    before = columns_of_entries(choices, gone)
+                    gone[choice.dimension] = cheapest_of(choice, [its], before, choice.gone)
+            refit_without(layer, its, uses, columns_of_entries(choices, gone)[layer.name])
         return gone
-
-    def _chosen(
-        self,
-        choice: Choice,
-        seen: Sequence[Seen],
-        uses: Mapping[str, int],
-        gone: Mapping[str, Sequence[np.ndarray]],
-        count: int,
-    ) -> np.ndarray:
-        """Return the entries that go, the first first, without the columns that have gone."""
-        readings = []
-        for layer, columns, its in zip(choice.layers, choice.columns, seen, strict=True):
-            parts = problems(layer, its, self.damp, uses)
-            share = 1 / max(sum(problem.energy() for problem in parts), 1e-30)
-            without = gone.get(layer.name, ())
-            readings += [reading(p, columns, _alive(p, without), share) for p in parts]
-        return cheapest_entries(readings, choice.dimension.size, count)
-
-
-def _read(
-    dense: Graph, choices: Sequence[Choice], calibration: Calibration, seed: int
-) -> Iterator[tuple[Choice, list[Seen]]]:
-    """Yield what the layers of each choice read in the dense network, in order of the last.
-
-    No more is held than what the choices to come need.
-    """
-    pair = Pair(calibration, dense, seed=seed)
-    seen: dict[str, Seen] = {}
-    waiting = list(choices)
-    for layer in _readers(dense, choices):
-        seen[layer.name] = seen_by(layer, pair, dense)
-        ready = [c for c in waiting if all(its.name in seen for its in c.layers)]
-        for choice in ready:
-            yield choice, [seen[its.name] for its in choice.layers]
-        waiting = [choice for choice in waiting if choice not in ready]
-        needed = {its.name for choice in waiting for its in choice.layers}
-        seen = {name: its for name, its in seen.items() if name in needed}
-
-
-def _readers(graph: Graph, choices: Sequence[Choice]) -> list[Layer]:
-    """Return the layers that read any of the choices, in order."""
-    names = {layer.name for choice in choices for layer in choice.layers}
-    return [layer for layer in linear_layers(graph) if layer.name in names]
-
-
-def _columns(
-    choices: Sequence[Choice], gone: Mapping[Dimension, np.ndarray]
-) -> dict[str, list[np.ndarray]]:
-    """Return the columns of each layer that have gone with entries."""
-    found: dict[str, list[np.ndarray]] = {}
-    for choice in choices:
-        for layer, columns in zip(choice.layers, choice.columns, strict=True):
-            entries = gone.get(choice.dimension, np.array([], np.int64))
-            found.setdefault(layer.name, []).append(columns[entries])
-    return found
-
-
-def _alive(problem: Problem, gone: Sequence[np.ndarray]) -> np.ndarray:
-    alive = np.ones(len(problem.hessian), dtype=bool)
-    for columns in gone:
-        alive[columns] = False
-    return alive
-
-
-def _smallest(choice: Choice) -> np.ndarray:
-    matrices = (layer.matrix() for layer in choice.layers)
-    return smallest_entries(list(zip(matrices, choice.columns, strict=True)), choice.gone)
 
 
 def _macs(graph: Graph) -> dict[str, float]:

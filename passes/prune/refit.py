@@ -30,34 +30,45 @@ def seen_by(layer: Layer, pair: Pair, compressed: Graph) -> Seen:
     return seen
 
 
-def problems(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> list[Problem]:
-    """Return what a layer is to give, a problem for each group of a convolution.
+class Fit(NamedTuple):
+    """What a layer is to give: a problem for each group of a convolution, else one.
+
+    `means` are those of the layer's inputs, in the dense and in the compressed network.
+    """
+
+    problems: tuple[Problem, ...]
+    means: tuple[np.ndarray, np.ndarray]
+
+
+def fit(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> Fit:
+    """Return what a layer with its dense weights is to give.
 
     Targets are the dense weights that make up for errors in the layer's input. Where there is
     a bias all is centred, for it takes part as the weight of one more input, the constant 1.
+    `uses` is `use_counts`.
     """
     now, cross = seen
     gram, mixed = now.product, cross.product
+    means, means_now = (total / now.columns for total in cross.sums)
     if bias_of(layer, uses) is not None:
-        means, means_now = (total / now.columns for total in cross.sums)
         gram = gram - now.columns * np.outer(means_now, means_now)
         mixed = mixed - now.columns * np.outer(means, means_now)
-    found = []
+    problems = []
     for rows, columns in _groups(layer):
         own, between = gram[columns, columns], mixed[columns, columns]
         hessian = obs.damped(own, damp)
         weights = layer.matrix()[rows].astype(np.float64)
         target = obs.asymmetric_target(weights, between, own, hessian)
-        found.append(Problem(target, hessian))
-    return found
+        problems.append(Problem(target, hessian))
+    return Fit(tuple(problems), (means, means_now))
 
 
 def settle(
-    layer: Layer, seen: Seen, uses: Mapping[str, int], solved: Sequence[np.ndarray]
+    layer: Layer, fitted: Fit, uses: Mapping[str, int], solved: Sequence[np.ndarray]
 ) -> None:
     """Give a layer the weights that solve its problems, and the bias that goes with them."""
     bias = bias_of(layer, uses)
-    means, means_now = (total / seen.now.columns for total in seen.cross.sums)
+    means, means_now = fitted.means
     before = _applied(layer, means)
     layer.replace(np.concatenate(solved))
     if bias is not None:
@@ -71,12 +82,9 @@ def refit_layer(
     uses: Mapping[str, int],
     solve: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> None:
-    """Give a layer the weights that `solve` returns, and the bias that goes with them.
-
-    `solve(target, hessian)` gets the two of each of the layer's `problems`.
-    """
-    solved = [solve(*problem) for problem in problems(layer, seen, damp, uses)]
-    settle(layer, seen, uses, solved)
+    """Give a layer the weights that `solve(target, hessian)` returns, and the bias to them."""
+    fitted = fit(layer, seen, damp, uses)
+    settle(layer, fitted, uses, [solve(*problem) for problem in fitted.problems])
 
 
 def _groups(layer: Layer) -> list[tuple[slice, slice]]:
