@@ -46,20 +46,21 @@ class Removed(NamedTuple):
 def removed(before: Graph, after: Graph) -> Removed:
     """Say which dimensions of a graph have fewer entries in the graph that was made of it.
 
-    A dimension is compared where it is an axis of its own, in tensors that both graphs have.
+    A dimension is compared where it is an axis of its own, in tensors that both graphs have;
+    it has lost entries where all of them say so.
     """
     old, new = before.constants(), after.constants()
     if all(old[name].shape == new[name].shape for name in old.keys() & new.keys()):
         return Removed()
     couplings = Couplings(before)
     shapes = {name: tensor.shape for name, tensor in after.gs.tensors().items()}
-    left = {
-        dimension: shapes[name][axis]
-        for dimension, places in couplings.places.items()
-        for name, axis in places
-        if couplings.dimension(name, axis) == [dimension] and shapes.get(name)
-    }
-    lost = {d: n for d, n in left.items() if isinstance(n, int) and n < d.size}
+    lost = {}
+    for dimension, places in couplings.places.items():
+        own = [(n, a) for n, a in places if couplings.dimension(n, a) == [dimension]]
+        counts = {shapes[name][axis] for name, axis in own if shapes.get(name)}
+        count = counts.pop() if len(counts) == 1 else dimension.size
+        if isinstance(count, int) and count < dimension.size:
+            lost[dimension] = count
     if not lost:
         return Removed()
     layers = list(linear_layers(before))

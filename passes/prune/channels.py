@@ -101,13 +101,13 @@ class PruneChannels:
         dense = graph.edit().sorted()
         pruned = dense.edit()
         couplings = Couplings(pruned)
-        found = removable(
-            pruned, couplings, ends=self.ends, smallest=self.smallest, skip=self.skip
-        )
         if context.plan is not None:
+            found = removable(pruned, couplings, ends=True, smallest=0, skip=())
             choices = planned(context.plan, pruned, couplings, found)
         else:
-            found = found.without_overlaps()
+            found = removable(
+                pruned, couplings, ends=self.ends, smallest=self.smallest, skip=self.skip
+            ).without_overlaps()
             choices = [c._replace(kept=self._left(c.dimension.size)) for c in found.choices]
             choices = [choice for choice in choices if choice.gone]
         notes = [*couplings.notes, *stays(couplings, found.reasons)]

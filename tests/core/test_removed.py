@@ -44,6 +44,14 @@ def test_nothing_is_removed_by_other_weights_of_the_same_shapes() -> None:
     assert removed(before, after).groups == ()
 
 
+def test_a_weight_that_is_stored_in_another_shape_lost_nothing() -> None:
+    before = joined()
+    after = before.edit()
+    _, second, _ = linear_layers(after)
+    second.weight.values = normal(2, 8, 1, 1)
+    assert removed(before, after).groups == ()
+
+
 def test_columns_that_meet_an_entry_are_those_of_its_taps() -> None:
     graph = joined()
     couplings = Couplings(graph)

@@ -141,7 +141,7 @@ def test_a_plan_takes_the_same_channels_again(
     plan = json.loads((tmp_path / "a.tw" / "plan.json").read_text())
     (share,) = plan["levels"].values()
     assert share == {"channels": 0.3125}  # 5 of 16
-    given = ("--pipeline", "prune-channels{ends=true,smallest=1}", "--plan", "a.tw/plan.json")
+    given = ("--pipeline", "prune-channels", "--plan", "a.tw/plan.json")
     ended = run(*shared, *given, "-o", "b.tw")
     assert ended.code == 0, ended.err
     for file in ("model.onnx", "plan.json"):
