@@ -1,5 +1,6 @@
 """Channels, hidden features and heads that are taken out, and what is left in their place."""
 
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -15,8 +16,9 @@ from tilewright.errors import UnknownName, UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
 from tilewright.passes.prune.channels import PruneChannels
-from tilewright.plan import Plan
+from tilewright.plan import Plan, channels_of
 from tilewright.protocol import Context, Outcome
+from tilewright.removed import removed
 
 LAYERS = [node.name for node in three_layers().nodes if node.op == "MatMul"]
 EVERY = PruneChannels(sparsity=0.5, multiple=1, ends=True, smallest=0)
@@ -396,6 +398,26 @@ def test_a_plan_speaks_of_joined_parts_one_by_one() -> None:
     plan = Plan({reading(graph, "third"): {"channels": "0.5|0.25"}})
     found = shapes(prune(EVERY, graph, calibration=data, plan=plan).graph)
     assert (found["first"], found["second"]) == ((4, 4, 1, 1), (9, 4, 3, 3))
+
+
+def heads() -> tuple[Graph, Calibration]:
+    return attention(), calibration()
+
+
+@pytest.mark.parametrize("network", [heads, residual, dense_net, inverted_bottleneck])
+def test_a_plan_of_what_was_seen_to_go_takes_the_same_again(
+    network: Callable[[], tuple[Graph, Calibration]],
+) -> None:
+    graph, data = network()
+    step = PruneChannels(0.3, multiple=4, ends=True, smallest=0)
+    pruned = prune(step, graph, calibration=data).graph
+    shares = removed(graph, pruned).shares
+    plan = Plan({name: {"channels": channels_of(lost)} for name, lost in shares.items()})
+    again = prune(PruneChannels(), graph, calibration=data, plan=plan).graph
+    assert shapes(again) != shapes(graph)
+    assert again.constants().keys() == pruned.constants().keys()
+    for name, values in pruned.constants().items():
+        np.testing.assert_array_equal(again.constants()[name], values)
 
 
 def test_a_plan_is_followed_to_the_entry() -> None:
