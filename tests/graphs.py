@@ -21,6 +21,11 @@ DEVICE = Target(
     {"fp32": (LaneOrder("positions", Tile(4), 8), LaneOrder("channels", Tile(8), 1))},
 )
 
+# Vectors of channels are stored as a whole: the rows of a tile are neighbours.
+CHANNELS = Target(
+    "channels", "none", "for tests", "", {"fp32": (LaneOrder("channels", Tile(4), 1),)}
+)
+
 THREE_LAYERS = """g (float[1,16,12] x) => (float[1,16,6] y) {
     a = MatMul(x, w1)  b = Add(a, b1)  r = Relu(b)
     c = MatMul(r, w2)  d = Add(c, b2)  s = Tanh(d)

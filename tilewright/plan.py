@@ -11,6 +11,7 @@ from tilewright.errors import UnknownName, UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
 from tilewright.layout import Layout, Pattern, Tile
+from tilewright.row_groups import gathered
 from tilewright.target import Target
 
 # Some weights outside pruned tiles are zero by chance or were so from the start.
@@ -129,7 +130,7 @@ def _explained(zeros: np.ndarray, layout: Layout, taps: int) -> float:
     """Return the sparsity in a layout that accounts for a layer's zeros, or 0."""
     if isinstance(layout, Pattern):
         return layout.sparsity if _follows(zeros, layout, taps) else 0.0
-    empty = _empty_tiles(zeros, layout)
+    empty = empty_tiles(zeros, layout)
     accounted = _area(empty, layout, zeros.shape) >= _ACCOUNTED * zeros.sum()
     return float(empty.mean()) if accounted else 0.0
 
@@ -144,8 +145,12 @@ def _follows(zeros: np.ndarray, pattern: Pattern, taps: int) -> bool:
     return bool((np.add.reduceat(zeros[:, order], starts, axis=1, dtype=int) == limits).all())
 
 
-def _empty_tiles(zeros: np.ndarray, tile: Tile) -> np.ndarray:
-    """Return which tiles hold zeros only, (row tiles, column blocks)."""
+def empty_tiles(zeros: np.ndarray, tile: Tile) -> np.ndarray:
+    """Return which tiles hold zeros only, (row tiles, column blocks).
+
+    The rows of a tile are those that were pruned together (row_groups.py).
+    """
+    zeros = zeros[gathered(~zeros, tile.outputs)]
     outputs, inputs = zeros.shape
     rows, columns = -(-outputs // tile.outputs), -(-inputs // tile.inputs)
     padded = np.ones((rows * tile.outputs, columns * tile.inputs), dtype=bool)

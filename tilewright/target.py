@@ -52,6 +52,10 @@ class Target:
                 return order
         return orders[-1]
 
+    def gathers_rows(self, layer: Layer, precision: str = "fp32") -> bool:
+        """Say whether the rows of a tile may stand anywhere: where each is stored by itself."""
+        return self.order_for(layer.positions, precision).lanes == "positions"
+
     def tile_for(self, layer: Layer, precision: str = "fp32") -> Tile:
         """Return the tile that this device runs at full speed for this layer."""
         return self.order_for(layer.positions, precision).tile

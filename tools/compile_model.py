@@ -21,7 +21,7 @@ from tilewright.layout import Pattern, Tile, parse_layout
 from tilewright.measurement import machine, versions
 from tilewright.memory import return_freed_memory
 from tilewright.pipeline import Pipeline, Run
-from tilewright.plan import Level, Plan, Value, channels_of
+from tilewright.plan import Level, Plan, Value, channels_of, empty_tiles
 from tilewright.protocol import Build, Context, Executable, Report, silent
 from tilewright.random_feeds import random_feeds
 from tilewright.sizes import Sizes
@@ -282,20 +282,15 @@ def measured_levels(run: Run, pipeline: Pipeline, context: Context) -> dict[str,
     for layer in linear_layers(run.graph):
         own = context.target.tile_for(layer, context.precision)
         tile = parse_layout(fixed[-1]) if any(fixed) else own
-        share = tile.sparsity if isinstance(tile, Pattern) else _empty_tiles(layer, tile)
+        share = tile.sparsity if isinstance(tile, Pattern) else _empty_share(layer, tile)
         if layer.name in run.pruned and share > 0:
             levels.setdefault(layer.name, {}).update(sparsity=share, tile=str(tile))
     return dict(levels)
 
 
-def _empty_tiles(layer: Layer, tile: Tile) -> float:
-    """Return the share of tiles that hold zeros only; the last ones may be cut off."""
-    matrix = layer.matrix() != 0
-    if not matrix.size:
-        return 0.0
-    rows = np.add.reduceat(matrix, np.arange(0, matrix.shape[0], tile.outputs), axis=0)
-    tiles = np.add.reduceat(rows, np.arange(0, matrix.shape[1], tile.inputs), axis=1)
-    return 1 - int(np.count_nonzero(tiles)) / int(tiles.size)
+def _empty_share(layer: Layer, tile: Tile) -> float:
+    zeros = layer.matrix() == 0
+    return float(empty_tiles(zeros, tile).mean()) if zeros.size else 0.0
 
 
 def _latency(

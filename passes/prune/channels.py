@@ -1,7 +1,8 @@
 """Remove channels, hidden features and heads for good, and refit what reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +14,15 @@ from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
-from tilewright.passes.prune.allocate import Curve, cheapest
+from tilewright.passes.prune.allocate import Place
+from tilewright.passes.prune.allocation import (
+    ALLOCATORS,
+    NAMES,
+    UNIFORM,
+    Question,
+    Removal,
+    check_allocation,
+)
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.choose_entries import (
     cheapest_of,
@@ -23,7 +32,7 @@ from tilewright.passes.prune.choose_entries import (
     refit_without,
     smallest_of,
 )
-from tilewright.passes.prune.probe import HELD_OUT, Probe, check_allocation
+from tilewright.passes.prune.probe import HELD_OUT, changed
 from tilewright.passes.prune.refit import Fit, fit, seen_by
 from tilewright.passes.prune.removable import Choice, planned, removable, stays
 from tilewright.protocol import Context, Note, Outcome
@@ -42,9 +51,10 @@ class PruneChannels:
     convolutions, reshapes and gates. Their weights are taken out, so the model is smaller and
     faster everywhere.
 
-    With allocate="uniform" each dimension loses the share `sparsity` of its entries; with
-    "global" each loses what together moves the network's answers least (probe.py), until
-    `sparsity` of the multiplications that all their entries stand for is saved.
+    With allocate="uniform" each dimension loses the share `sparsity` of its entries. The others
+    are those of prune-tiles, such as "global": each loses what together moves the network's
+    answers least (probe.py), until `sparsity` of the multiplications that all their entries
+    stand for is saved.
 
     With calibration data the entries that hurt least are found by "obs": greedy elimination
     of column blocks of the layers that read them (joint.py), which are then refitted to the
@@ -61,7 +71,8 @@ class PruneChannels:
 
     sparsity: float = 0.3
     criterion: str = "obs"
-    allocate: str = "uniform"
+    allocate: str = UNIFORM
+    floor: float = 0.97
     multiple: int = 8
     damp: float = 0.01
     ends: bool = False
@@ -84,8 +95,10 @@ class PruneChannels:
             raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
         if self.criterion not in ("obs", "magnitude"):
             raise _wrong("criterion", self.criterion, '"obs" or "magnitude"')
-        if self.allocate not in ("uniform", "global"):
-            raise _wrong("allocate", self.allocate, '"uniform" or "global"')
+        if self.allocate not in NAMES:
+            raise _wrong("allocate", self.allocate, f"one of {', '.join(NAMES)}")
+        if not 0 <= self.floor <= 1:
+            raise _wrong("floor", self.floor, "a share from 0 to 1, such as 0.97")
         if self.multiple < 1:
             raise _wrong("multiple", self.multiple, "a whole number from 1 on")
         if not 0 < self.damp < np.inf:
@@ -97,7 +110,7 @@ class PruneChannels:
         Raises UnusableInput where allocate="global" has nothing to measure answers on, and
         where a plan asks for what cannot be.
         """
-        check_allocation(self, context)
+        check_allocation(self.name, self.allocate, self.criterion, context)
         dense = graph.edit().sorted()
         pruned = dense.edit()
         couplings = Couplings(pruned)
@@ -118,7 +131,7 @@ class PruneChannels:
             gone = {choice.dimension: smallest_of(choice) for choice in choices}
         else:
             with one_blas_thread():
-                if self.allocate == "global" and context.plan is None:
+                if self.allocate != UNIFORM and context.plan is None:
                     choices = self._allocated(dense, couplings, choices, context, calibration)
                 gone = self._refit(dense, pruned, choices, context, calibration)
         notes += [_removed(layer, choice) for choice in choices for layer in choice.layers]
@@ -153,42 +166,39 @@ class PruneChannels:
         context: Context,
         calibration: Calibration,
     ) -> list[Choice]:
-        """Return the choices with as many entries kept as cost least together."""
-        macs = _macs(dense)
+        """Return the choices with as many entries kept as `allocate` finds."""
         fitted, held = calibration.held_out(HELD_OUT)
-        probe = Probe(dense, held)
-        curves: dict[Dimension, Curve] = {}
-        for choice, fits in fits_of(dense, choices, fitted, self.damp, context.seed):
-            context.report(
-                f"prune-channels: probing {choice.names} ({len(curves) + 1} of {len(choices)})"
-            )
-            size = choice.dimension.size
-            step = self.multiple if size >= 4 * self.multiple else 1
-            most = size - max(step, round(_LEAST * size))
-            order = cheapest_of(choice, fits, {}, most)
+        macs = _macs(dense)
+        places = {c.dimension: self._place(c, couplings, macs) for c in choices}
 
-            def without(
-                graph: Graph,
-                count: int,
-                choice: Choice = choice,
-                fits: Sequence[Fit] = fits,
-                order: np.ndarray = order,
-            ) -> None:
-                uses = use_counts(graph)
-                mine = {layer.name: layer for layer in linear_layers(graph)}
-                for layer, columns, its in zip(
-                    choice.layers, choice.columns, fits, strict=True
-                ):
-                    refit_without(mine[layer.name], its, uses, [columns[order[:count]]])
+        def removals() -> Iterator[Removal]:
+            for choice, fits in fits_of(dense, choices, fitted, self.damp, context.seed):
+                place = places[choice.dimension]
+                order = cheapest_of(choice, fits, {}, place.most)
+                yield Removal(place, partial(_without, dense, choice, fits, order))
 
-            where = couplings.places[choice.dimension]
-            saves = sum(macs.get(name, 0.0) for name, _ in where) / size
-            curves[choice.dimension] = Curve(probe.costs(without, most), saves, step)
-        whole = sum(curve.saves * dimension.size for dimension, curve in curves.items())
-        removed = cheapest(list(curves.values()), self.sparsity * whole)
-        kept = {d: d.size - count for d, count in zip(curves, removed, strict=True)}
-        settled = [choice._replace(kept=kept[choice.dimension]) for choice in choices]
+        question = Question(
+            list(places.values()),
+            removals,
+            dense,
+            held,
+            self.sparsity,
+            self.floor,
+            lambda text: context.report(f"prune-channels: {text}"),
+        )
+        removed = dict(zip(places, ALLOCATORS[self.allocate](question), strict=True))
+        settled = [c._replace(kept=c.dimension.size - removed[c.dimension]) for c in choices]
         return [choice for choice in settled if choice.gone]
+
+    def _place(self, choice: Choice, couplings: Couplings, macs: Mapping[str, float]) -> Place:
+        """Describe a dimension, whose entries each save multiplications."""
+        size = choice.dimension.size
+        step = self.multiple if size >= 4 * self.multiple else 1
+        where = couplings.places[choice.dimension]
+        saves = sum(macs.get(name, 0.0) for name, _ in where) / size
+        rows = sum(layer.outputs for layer in choice.layers)
+        most = size - max(step, round(_LEAST * size))
+        return Place(choice.names, size, most, step, saves, (rows, size))
 
     def _refit(
         self,
@@ -224,6 +234,18 @@ class PruneChannels:
                     gone[choice.dimension] = cheapest_of(choice, [its], before, choice.gone)
             refit_without(layer, its, uses, columns_of_entries(choices, gone)[layer.name])
         return gone
+
+
+def _without(
+    dense: Graph, choice: Choice, fits: Sequence[Fit], order: np.ndarray, count: int
+) -> dict[str, np.ndarray]:
+    """Return the constants of the layers that read a dimension, without some of its entries."""
+    graph = dense.edit()
+    uses = use_counts(graph)
+    mine = {layer.name: layer for layer in linear_layers(graph)}
+    for layer, columns, its in zip(choice.layers, choice.columns, fits, strict=True):
+        refit_without(mine[layer.name], its, uses, [columns[order[:count]]])
+    return changed(dense, graph)
 
 
 def _macs(graph: Graph) -> dict[str, float]:

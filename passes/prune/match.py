@@ -17,7 +17,7 @@ from tilewright.layout import Tile
 from tilewright.passes.prune import matching, obs
 from tilewright.passes.prune.bias import bias_of, use_counts
 from tilewright.passes.prune.candidates import candidates
-from tilewright.passes.prune.tiles import Choice, planned
+from tilewright.passes.prune.tiles import planned
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
@@ -77,6 +77,9 @@ class MatchTiles:
         for layer in linear_layers(dense):
             if layer.name not in choices or layer.groups > 1:
                 continue
+            if context.target.gathers_rows(layer, context.precision):
+                notes.append(Note(layer.name, "prune-tiles takes any rows of it together"))
+                continue
             dimensions = couplings.dimension(layer.weight.name, layer.output_axis)
             if any(d in couplings.places for d in dimensions):
                 movable.append(layer)
@@ -101,10 +104,16 @@ class MatchTiles:
         notes += [_said(name, masses[name], _mass(place)) for name, place in places.items()]
         return Outcome(couplings.permute(orders) if orders else dense, tuple(notes))
 
-    def _choices(self, graph: Graph, context: Context, notes: list[Note]) -> dict[str, Choice]:
+    def _choices(
+        self, graph: Graph, context: Context, notes: list[Note]
+    ) -> dict[str, tuple[Tile, float]]:
         """Return what prune-tiles will take from each layer."""
         if context.plan is not None:
-            return planned(graph, context.plan)
+            return {
+                name: (choice.layout, choice.sparsity)
+                for name, choice in planned(graph, context.plan).items()
+                if isinstance(choice.layout, Tile)
+            }
         found = candidates(
             graph, ends=self.ends, smallest=self.smallest, grouped=False, skip=self.skip
         )
@@ -120,7 +129,7 @@ class MatchTiles:
         self,
         graph: Graph,
         layers: Sequence[Layer],
-        choices: Mapping[str, Choice],
+        choices: Mapping[str, tuple[Tile, float]],
         context: Context,
     ) -> dict[str, matching.Rows]:
         """Return what each layer's rows are worth, row by row."""

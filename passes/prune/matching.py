@@ -90,15 +90,15 @@ def order(places: Sequence[Rows], rounds: int = 20) -> np.ndarray:
 
 
 def row_order(
-    weights: np.ndarray, inverse: np.ndarray, tile: Tile, sparsity: float
+    weights: np.ndarray, diagonal: np.ndarray, tile: Tile, sparsity: float
 ) -> np.ndarray:
     """Return an order of one layer's rows in which each `tile.outputs` go well together.
 
-    `weights` is (outputs, inputs), `inverse` the inverse of its damped Hessian. For kernels
-    whose tiles may be of any rows: with result[order] = obs.prune(weights[order], ...) each
-    row stays in its place and nothing else of the network changes.
+    `weights` is (outputs, inputs), `diagonal` as for `weight_scores`. For kernels whose tiles
+    may be of any rows: with result[order] = obs.prune(weights[order], ...) each row stays in
+    its place and nothing else of the network changes.
     """
-    scores = weight_scores(weights, np.diag(inverse), tile.inputs)
+    scores = weight_scores(weights, diagonal, tile.inputs)
     removed = min(round(sparsity * scores.shape[1]), scores.shape[1] - 1)
     return order([Rows(scores, np.arange(len(scores))[:, None], tile.outputs, removed)])
 

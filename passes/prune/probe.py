@@ -5,46 +5,29 @@ and lets others fade. So the answers themselves are compared, without labels, on
 data that nothing was fitted to. That places do not disturb each other is assumed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import ClassVar, Protocol
 
 import numpy as np
 
 from tilewright import oracle
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
-from tilewright.graph import Graph
-from tilewright.protocol import Context
+from tilewright.graph import Graph, constant
 
 HELD_OUT = 4  # one calibration sample of so many judges what was fitted to the others
 _SAMPLES = 32
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of what may go, at which answers are compared
 
 
-class Allocating(Protocol):
-    """A pass that shares a budget out."""
-
-    name: ClassVar[str]
-
-    @property
-    def allocate(self) -> str:
-        """How: "uniform" or "global"."""
-
-    @property
-    def criterion(self) -> str:
-        """By what places are chosen."""
+# A network's constants that are others than in the dense one, by name.
+Constants = Mapping[str, np.ndarray]
 
 
-def check_allocation(step: Allocating, context: Context) -> None:
-    """Raise UnusableInput where allocate="global" has nothing to measure answers on."""
-    if step.allocate == "global" and (
-        context.calibration is None or step.criterion == "magnitude"
-    ):
-        raise UnusableInput(
-            f"{step.name}: allocate=global measures what each layer does to the answers: it "
-            "needs criterion=obs and example inputs. Give --calibration FILE.npz."
-        )
+def changed(dense: Graph, edited: Graph) -> dict[str, np.ndarray]:
+    """Return the constants of an edited graph that are others than in the dense one."""
+    before = dense.constants()
+    return {name: v for name, v in edited.constants().items() if v is not before[name]}
 
 
 class Probe:
@@ -64,23 +47,26 @@ class Probe:
                 "calibration data. Leave the option out, or give other data."
             )
 
-    def costs(self, remove: Callable[[Graph, int], None], most: int) -> np.ndarray:
+    def costs(self, without: Callable[[int], Constants], most: int) -> np.ndarray:
         """Return the error of the answers without the first 1 to `most` entries of a place.
 
-        `remove(graph, count)` takes entries out of an edited graph. Errors are squared,
-        relative to how far the dense answers vary; between the counts that are measured they
-        are interpolated.
+        `without(count)` are the constants then. Between the counts that are measured errors are
+        interpolated.
         """
         counts = sorted({max(1, round(share * most)) for share in _SHARES}) if most else []
-        errors = []
-        for count in counts:
-            graph = self._dense.edit()
-            remove(graph, count)
-            errors.append(self._error(graph))
+        errors = [self.error(without(count)) for count in counts]
         rising = np.maximum.accumulate([0.0, *errors])
         return np.interp(np.arange(1, most + 1), [0, *counts], rising)
 
-    def _error(self, graph: Graph) -> float:
+    def error(self, changes: Constants) -> float:
+        """Return how far the answers are off with other constants.
+
+        Squared, relative to how far the dense answers vary; summed over the outputs.
+        """
+        graph = self._dense.edit()
+        tensors = graph.gs.tensors()
+        for name, values in changes.items():
+            tensors[name].values = constant(name, values).values
         pairs = zip(self._answers(graph), self._expected, strict=True)
         error = 0.0
         for found, dense in pairs:

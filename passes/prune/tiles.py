@@ -1,8 +1,9 @@
 """Prune in the tiles that the target's kernels execute, and refit what is left."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -13,17 +14,33 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Layout, Pattern, Tile, parse_layout
 from tilewright.passes.prune import obs
-from tilewright.passes.prune.allocate import Curve, cheapest
+from tilewright.passes.prune.allocate import Place
+from tilewright.passes.prune.allocation import (
+    ALLOCATORS,
+    NAMES,
+    UNIFORM,
+    Question,
+    Removal,
+    check_allocation,
+)
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.candidates import candidates, cannot_change
-from tilewright.passes.prune.probe import HELD_OUT, Probe, check_allocation
+from tilewright.passes.prune.matching import row_order
+from tilewright.passes.prune.probe import HELD_OUT, changed
 from tilewright.passes.prune.refit import Seen, refit_layer, seen_by
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
 
-Choice = tuple[Layout, float]
+
+class Choice(NamedTuple):
+    """How a layer is pruned; with `gathers` the rows of a tile may stand anywhere."""
+
+    layout: Layout
+    sparsity: float
+    gathers: bool = False
+
 
 _MOST = 0.9  # of a layer's tiles that may go
 _STEPS = 32  # in which tiles go, of all
@@ -34,8 +51,11 @@ _ROUNDED = 1e-5  # how far plans round shares
 class PruneTiles:
     """Set whole tiles of weights to zero: `sparsity` of the tiles of every layer.
 
-    With allocate="global" each layer loses what together moves the network's answers least
-    (probe.py), until `sparsity` of the multiplications in these layers is saved.
+    `allocate` shares the tiles that go out among the layers (allocation.py): "uniform"; "erk",
+    by the layers' shapes; "global", "dp" and "spdy", which measure what each layer does to the
+    network's answers (probe.py) and save `sparsity` of the multiplications in these layers;
+    "prioritized", which stops where the answers agree with the dense ones to less than `floor`,
+    1 - their relative squared error; and "sensitivity", which takes what the floor allows.
 
     A tile is the target's for that layer, or `tile`, such as "4x1" (outputs x inputs). Each row
     of tiles of a layer loses as many; with rows="global" those lose more that suffer less from
@@ -55,7 +75,8 @@ class PruneTiles:
 
     sparsity: float = 0.6
     criterion: str = "obs"
-    allocate: str = "uniform"
+    allocate: str = UNIFORM
+    floor: float = 0.97
     rows: str = "uniform"
     tile: str = ""
     damp: float = 0.01
@@ -77,8 +98,10 @@ class PruneTiles:
             raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
         if self.criterion not in ("obs", "magnitude"):
             raise _wrong("criterion", self.criterion, '"obs" or "magnitude"')
-        if self.allocate not in ("uniform", "global"):
-            raise _wrong("allocate", self.allocate, '"uniform" or "global"')
+        if self.allocate not in NAMES:
+            raise _wrong("allocate", self.allocate, f"one of {', '.join(NAMES)}")
+        if not 0 <= self.floor <= 1:
+            raise _wrong("floor", self.floor, "a share from 0 to 1, such as 0.97")
         if self.rows not in ("uniform", "global"):
             raise _wrong("rows", self.rows, '"uniform" or "global"')
         if not 0 < self.damp < np.inf:
@@ -95,7 +118,7 @@ class PruneTiles:
         Raises UnusableInput where allocate="global" has nothing to measure answers on, or
         rows="global" nothing to tell rows apart by.
         """
-        check_allocation(self, context)
+        check_allocation(self.name, self.allocate, self.criterion, context)
         if self.rows == "global" and (
             context.calibration is None or self.criterion == "magnitude"
         ):
@@ -125,18 +148,21 @@ class PruneTiles:
                 for layer in found.layers
             }
         layers = [layer for layer in linear_layers(pruned) if layer.name in choices]
+        for layer in layers:
+            gathers = context.target.gathers_rows(layer, context.precision)
+            choices[layer.name] = choices[layer.name]._replace(gathers=gathers)
         if context.calibration is None or self.criterion == "magnitude":
             if self.criterion == "obs" and layers:
                 notes += self._warned(context, layers)
             for layer in layers:
-                _drop_smallest(layer, *choices[layer.name])
+                _drop_smallest(layer, choices[layer.name])
             return Outcome(pruned, tuple(notes))
         for layer in layers:
             if layer.groups > 1:
-                _drop_smallest(layer, *choices[layer.name])
+                _drop_smallest(layer, choices[layer.name])
         solved = [layer for layer in layers if layer.groups == 1]
         with one_blas_thread():
-            if self.allocate == "global" and context.plan is None:
+            if self.allocate != UNIFORM and context.plan is None:
                 choices |= self._allocated(dense, solved, choices, context, context.calibration)
             self._refit(dense, pruned, solved, choices, context, context.calibration)
         return Outcome(pruned, tuple(notes))
@@ -157,42 +183,44 @@ class PruneTiles:
         context: Context,
         calibration: Calibration,
     ) -> dict[str, Choice]:
-        """Return the choices with the sparsities that cost least together."""
+        """Return the choices with the sparsities that `allocate` finds."""
         fitted, held = calibration.held_out(HELD_OUT)
-        pair = Pair(fitted, dense, seed=context.seed)
-        probe = Probe(dense, held)
-        curves: dict[str, Curve] = {}
-        blocks_of = {layer.name: _blocks(layer, choices[layer.name][0]) for layer in layers}
-        for members in _siblings(layers):
-            seen = seen_by(members[0], pair, dense)
-            for layer in members:
-                context.report(
-                    f"prune-tiles: probing {layer.name} ({len(curves) + 1} of {len(layers)})"
-                )
-                tile, _ = choices[layer.name]
-                blocks = blocks_of[layer.name]
+        places = {layer.name: _place(layer, choices[layer.name][0]) for layer in layers}
 
-                def without(
-                    graph: Graph,
-                    gone: int,
-                    name: str = layer.name,
-                    tile: Layout = tile,
-                    blocks: int = blocks,
-                    seen: Seen = seen,
-                ) -> None:
-                    (mine,) = (found for found in linear_layers(graph) if found.name == name)
-                    self._solve(mine, (tile, gone / blocks), seen, use_counts(graph))
+        def removals() -> Iterator[Removal]:
+            pair = Pair(fitted, dense, seed=context.seed)
+            for members in _siblings(layers):
+                seen = seen_by(members[0], pair, dense)
+                for layer in members:
+                    yield Removal(
+                        places[layer.name],
+                        partial(self._without, dense, choices[layer.name], seen, layer.name),
+                    )
 
-                saves = layer.positions * layer.weight.values.size / blocks
-                step = max(1, blocks // _STEPS)
-                costs = probe.costs(without, int(_MOST * blocks))
-                curves[layer.name] = Curve(costs, saves, step)
-        whole = sum(layer.positions * layer.weight.values.size for layer in layers)
-        removed = cheapest(list(curves.values()), self.sparsity * whole)
+        question = Question(
+            [places[layer.name] for members in _siblings(layers) for layer in members],
+            removals,
+            dense,
+            held,
+            self.sparsity,
+            self.floor,
+            lambda text: context.report(f"prune-tiles: {text}"),
+        )
+        removed = ALLOCATORS[self.allocate](question)
         return {
-            name: (choices[name][0], gone / blocks_of[name])
-            for name, gone in zip(curves, removed, strict=True)
+            place.name: choices[place.name]._replace(sparsity=count / place.entries)
+            for place, count in zip(question.places, removed, strict=True)
         }
+
+    def _without(
+        self, dense: Graph, choice: Choice, seen: Seen, name: str, count: int
+    ) -> dict[str, np.ndarray]:
+        """Return the constants of one layer without so many of its columns of tiles."""
+        graph = dense.edit()
+        (layer,) = (layer for layer in linear_layers(graph) if layer.name == name)
+        share = count / _place(layer, choice.layout).entries
+        self._solve(layer, choice._replace(sparsity=share), seen, use_counts(graph))
+        return changed(dense, graph)
 
     def _refit(
         self,
@@ -214,13 +242,20 @@ class PruneTiles:
                 self._solve(layer, choices[layer.name], seen, uses)
 
     def _solve(self, layer: Layer, choice: Choice, seen: Seen, uses: Mapping[str, int]) -> None:
-        layout, sparsity = choice
+        layout, sparsity, gathers = choice
         choose = obs.tile_masks_by_loss if self.rows == "global" else obs.tile_masks
 
         def solve(target: np.ndarray, hessian: np.ndarray) -> np.ndarray:
             if isinstance(layout, Pattern):
                 return obs.prune_pattern(target, hessian, layout, layer.taps)
-            return obs.prune(target, hessian, layout, sparsity, choose)
+            inverse = np.linalg.inv(hessian)
+            order = np.arange(len(target))
+            if gathers:
+                order = row_order(target, np.diag(inverse), layout, sparsity)
+            kept = choose(target[order], inverse, layout, sparsity)
+            found = np.empty_like(target)
+            found[order] = obs.refit(target[order], hessian, layout, kept)
+            return found
 
         refit_layer(layer, seen, self.damp, uses, solve)
 
@@ -257,7 +292,7 @@ def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:
         elif own is not None and abs(sparsity - own) > _ROUNDED:
             wrong.append(f'sparsity of "{item}" is {sparsity}, but {tile} makes it {own:g}')
         else:
-            choices[item] = layout, float(sparsity)
+            choices[item] = Choice(layout, float(sparsity))
     if wrong:
         raise UnusableInput(
             f"The plan cannot be applied: {'; '.join(wrong)}. "
@@ -273,28 +308,38 @@ def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:
     known = ", ".join(sorted(map(str, tiles)))
     return [
         Note(name, f"tile {tile} is none that {target.name} skips ({known}): expect no speed")
-        for name, (tile, _) in choices.items()
+        for name, (tile, *_) in choices.items()
         if tiles and tile not in tiles
     ]
 
 
-def _drop_smallest(layer: Layer, layout: Layout, sparsity: float) -> None:
+def _drop_smallest(layer: Layer, choice: Choice) -> None:
+    layout, sparsity, gathers = choice
     matrix = layer.matrix()
     if isinstance(layout, Pattern):
         kept = obs.smallest_of_pattern(matrix, layout, layer.taps)
     else:
-        tiles = obs.smallest_tiles(matrix, layout, sparsity)
-        kept = obs.spread(tiles, layout, matrix.shape)
+        order = np.arange(len(matrix))
+        if gathers:
+            order = row_order(matrix, np.ones(layer.inputs), layout, sparsity)
+        tiles = obs.smallest_tiles(matrix[order], layout, sparsity)
+        kept = np.empty(matrix.shape, dtype=bool)
+        kept[order] = obs.spread(tiles, layout, matrix.shape)
     layer.replace(np.where(kept, matrix, 0))
 
 
 def _choice(layout: Layout, sparsity: float) -> Choice:
-    return layout, layout.sparsity if isinstance(layout, Pattern) else sparsity
+    return Choice(layout, layout.sparsity if isinstance(layout, Pattern) else sparsity)
 
 
-def _blocks(layer: Layer, layout: Layout) -> int:
+def _place(layer: Layer, layout: Layout) -> Place:
+    """Describe a layer's columns of tiles; each saves multiplications."""
     assert isinstance(layout, Tile), "a pattern leaves nothing to allocate"
-    return layout.grid((layer.outputs, layer.inputs))[1]
+    blocks = layout.grid((layer.outputs, layer.inputs))[1]
+    saves = layer.positions * layer.weight.values.size / blocks
+    step = max(1, blocks // _STEPS)
+    shape = (layer.outputs, *layer.weight.shape[2:], layer.inputs // layer.taps)
+    return Place(layer.name, blocks, int(_MOST * blocks), step, saves, shape)
 
 
 def _siblings(layers: Iterable[Layer]) -> list[list[Layer]]:

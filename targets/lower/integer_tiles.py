@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tilewright.row_groups import equal_rows
 from tilewright.targets.kernels.integer import DOTS
-from tilewright.targets.lower.tiles import compressed, equal_rows
+from tilewright.targets.lower.tiles import compressed
 
 
 @dataclass(frozen=True, eq=False)

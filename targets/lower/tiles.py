@@ -5,22 +5,16 @@ to the row it came from, so no permutation of the model and no side channel are 
 """
 
 import zlib
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 
+from tilewright.row_groups import equal_rows
 from tilewright.targets.kernels.pen import Isa, vector_starts
 
 _WORD = 4  # bytes
 # What a step costs beside its multiply-adds, in rows: loading activations and their offset.
 _STEP_ROWS = 1.2
-# Rows whose patterns united grow by no more than this share belong together.
-_STRAY = 1.05
-# Rows like no other one after which none is looked for any more: the zeros are in no tiles.
-_STRANGERS = 16
-# Rows that are compared with all others at a time.
-_COMPARED = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,70 +109,6 @@ def dense_steps(matrix: np.ndarray, rows_each: int) -> float:
     """The same estimate for the dense kernel."""
     outputs, inputs = matrix.shape
     return float(inputs * outputs * (1 + _STEP_ROWS / rows_each))
-
-
-def equal_rows(
-    matrix: np.ndarray, rows_each: int, dense: bool
-) -> list[tuple[list[int], np.ndarray]]:
-    """Group rows by zero pattern, in order of first appearance."""
-    outputs, inputs = matrix.shape
-    if dense:
-        return [(list(range(outputs)), np.arange(inputs))]
-    masks = _with_stray_zeros(matrix != 0, rows_each)
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for row, bits in enumerate(np.packbits(masks, axis=1)):
-        groups[bits.tobytes()].append(row)
-    return [(rows, np.flatnonzero(masks[rows[0]])) for rows in groups.values()]
-
-
-def _with_stray_zeros(masks: np.ndarray, rows_each: int) -> np.ndarray:
-    """Let rows that were pruned together share one pattern despite a few zeros of their own.
-
-    A weight inside a kept tile may happen to be zero, as many are that were rounded; computing
-    it costs less than a tile of fewer rows would. Rows that were pruned together are
-    neighbours, or those whose patterns differ least.
-    """
-    masks = masks.copy()
-    alone = np.zeros(len(masks), dtype=bool)
-    for first in range(0, len(masks), rows_each):
-        block = masks[first : first + rows_each]
-        union = block.any(axis=0)
-        if union.sum() * len(block) <= _STRAY * block.sum():
-            block[:] = union
-        else:
-            alone[first : first + rows_each] = True
-    _, kind, sizes = np.unique(
-        np.packbits(masks, axis=1), axis=0, return_inverse=True, return_counts=True
-    )
-    # Those of which there is a whole tile need no others.
-    alone &= sizes[kind.reshape(-1)] < rows_each
-    _unite_alike(masks, np.flatnonzero(alone), rows_each)
-    return masks
-
-
-def _unite_alike(masks: np.ndarray, rows: np.ndarray, rows_each: int) -> None:
-    """Give those of some rows that are nearly alike, up to `rows_each` of them, one pattern."""
-    wide = masks[rows].astype(np.float32)
-    counts = wide.sum(axis=1)
-    left = np.ones(len(rows), dtype=bool)
-    strangers = 0
-    for first in range(len(rows)):
-        if not first % _COMPARED:
-            common = wide[first : first + _COMPARED] @ wide.T
-        if not left[first]:
-            continue
-        if strangers == _STRANGERS:
-            return
-        differing = np.where(left, counts - 2 * common[first % _COMPARED], np.inf)
-        differing[first] = -np.inf
-        near = np.argsort(differing, kind="stable")[: min(rows_each, left.sum())]
-        union = np.logical_or.accumulate(masks[rows[near]], axis=0)
-        computed = union.sum(axis=1) * np.arange(1, len(near) + 1)
-        fits = computed <= _STRAY * np.cumsum(counts[near])
-        most = int(np.flatnonzero(fits)[-1])
-        masks[rows[near[: most + 1]]] = union[most]
-        left[near[: most + 1]] = False
-        strangers = 0 if most else strangers + 1
 
 
 def _assemble(tiles: list[_Tile], offsets: np.ndarray) -> PackedTiles:

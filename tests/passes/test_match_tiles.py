@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.core.test_coupling import attention
-from tests.graphs import agree, context, correlated, three_layers
+from tests.graphs import CHANNELS, DEVICE, agree, correlated, three_layers
 from tests.small_models import normal, small_graph
 from tilewright import oracle
 from tilewright.calibration import Calibration
@@ -15,8 +15,13 @@ from tilewright.graph import Graph
 from tilewright.passes.prune.match import MatchTiles
 from tilewright.passes.prune.tiles import PruneTiles
 from tilewright.plan import Plan
+from tilewright.protocol import Context
 
 EVERY = MatchTiles(sparsity=0.5, tile="4x1", ends=True, smallest=0)
+
+
+def context(data: Calibration | None = None, plan: Plan | None = None) -> Context:
+    return Context(CHANNELS, data, plan=plan)
 
 
 def two_kinds() -> Graph:
@@ -116,6 +121,21 @@ def test_pruning_hurts_far_less_behind_it() -> None:
     with_it = prune(matched, context(data)).graph
     without = prune(graph, context(data)).graph
     assert damage(with_it, graph) < 0.1 * damage(without, graph)
+
+
+def test_rows_that_are_stored_one_by_one_stay_and_are_pruned_as_well() -> None:
+    graph = two_kinds()
+    data = calibration(graph)
+    positions = Context(DEVICE, data)
+    found = EVERY(graph, positions)
+    assert {note.reason for note in found.notes} == {
+        "prune-tiles takes any rows of it together"
+    }
+    last = linear_name(graph, "w2")
+    prune = PruneTiles(sparsity=0.5, tile="4x1", ends=True, smallest=0, skip=(last,))
+    scattered = prune(graph, positions).graph
+    neighbours = prune(graph, context(data)).graph
+    assert damage(scattered, graph) < 0.1 * damage(neighbours, graph)
 
 
 def linear_name(graph: Graph, weight: str) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.graphs import DEVICE, agree, context, correlated, three_layers
+from tests.graphs import CHANNELS, DEVICE, agree, context, correlated, three_layers
 from tests.small_models import normal, small_graph
 from tilewright import oracle
 from tilewright.calibration import Calibration
@@ -16,6 +16,7 @@ from tilewright.passes.prune import obs
 from tilewright.passes.prune.tiles import PruneTiles
 from tilewright.plan import Level, Plan, plan_of
 from tilewright.protocol import Context
+from tilewright.row_groups import gathered
 
 FIRST, SECOND, LAST = (layer.name for layer in linear_layers(three_layers()))
 EVERY = PruneTiles(sparsity=0.5, ends=True, smallest=0)
@@ -68,6 +69,36 @@ def test_a_global_budget_is_spent_where_the_answers_suffer_least() -> None:
     assert abs(zeros[1] - zeros[0]) <= 20
 
 
+@pytest.mark.parametrize("how", ["global", "dp", "spdy", "erk"])
+def test_an_allocator_saves_its_share_of_the_multiplications(how: str) -> None:
+    step = PruneTiles(0.5, allocate=how, ends=True, smallest=0)
+    pruned = prune(step, calibration=calibration())
+    zeros = sum((layer.matrix() == 0).sum() for layer in linear_layers(pruned))
+    whole = sum(layer.matrix().size for layer in linear_layers(pruned))
+    # Each of three layers rounds to whole columns of tiles, of 48, 160 and 160 weights.
+    assert abs(zeros - 0.5 * whole) <= 80
+
+
+@pytest.mark.parametrize("how", ["prioritized", "sensitivity"])
+def test_answers_agree_to_the_floor_whatever_is_asked_for(how: str) -> None:
+    step = PruneTiles(0.9, allocate=how, floor=0.95, ends=True, smallest=0)
+    pruned = prune(step, calibration=calibration())
+    assert any((layer.matrix() == 0).any() for layer in linear_layers(pruned))
+    # Seen on other samples than those that held the floor, and refitted on more.
+    assert damage(pruned) < 2 * (1 - 0.95)
+
+
+def test_a_floor_of_one_leaves_the_network_as_it_is() -> None:
+    step = PruneTiles(0.5, allocate="prioritized", floor=1.0, ends=True, smallest=0)
+    agree(three_layers(), prune(step, calibration=calibration()), {"x": correlated(1, 16, 12)})
+
+
+@pytest.mark.parametrize("options", [{"allocate": "best"}, {"floor": 1.5}])
+def test_an_allocation_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UnusableInput, match=f"prune-tiles: {next(iter(options))} is"):
+        PruneTiles(**options)
+
+
 def test_a_plans_tile_that_the_target_does_not_skip_is_noted() -> None:
     plan = Plan({SECOND: level(0.5, "5x7"), LAST: level(0.5, "4x1")})
     notes = EVERY(three_layers(), context(calibration=calibration(), plan=plan)).notes
@@ -86,6 +117,7 @@ def test_every_row_of_tiles_keeps_a_tile(criterion: str) -> None:
     pruned = prune(step, calibration=calibration())
     for layer in linear_layers(pruned):
         matrix = layer.matrix()
+        matrix = matrix[gathered(matrix != 0, 4)]
         for first in range(0, len(matrix), 4):
             assert np.flatnonzero(matrix[first : first + 4].any(axis=0)).size == 1
 
@@ -141,7 +173,7 @@ def test_the_same_inputs_give_the_same_bytes() -> None:
 
 def test_without_calibration_a_warning_says_so() -> None:
     said: list[str] = []
-    outcome = EVERY(three_layers(), Context(DEVICE, report=said.append))
+    outcome = EVERY(three_layers(), Context(CHANNELS, report=said.append))
     assert "no calibration data" in said[0]
     assert [note.node for note in outcome.notes] == [FIRST, SECOND, LAST]
     matrix = next(linear_layers(three_layers())).matrix()
