@@ -70,4 +70,4 @@ def test_options_that_make_no_sense_are_refused(
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 0.99))
 def test_the_count_of_zeros_is_exact(rows: int, columns: int, sparsity: float) -> None:
     pruned = smallest_to_zero(np.ones((rows, columns)), sparsity)
-    assert (pruned == 0).sum() == round(sparsity * rows * columns)
+    assert (pruned == 0).sum() == round(sparsity * (rows * columns))
