@@ -10,23 +10,25 @@ from typing import Any
 from tilewright.autograd import require_torch
 from tilewright.calibration import Calibration
 from tilewright.graph import Graph
-from tilewright.protocol import Report
+from tilewright.protocol import Context, Pass, Report
 
 
 class Checkpoint:
     """A file, named by all that the training depends on; without a folder there is none."""
 
-    def __init__(self, folder: Path | None, key: str, report: Report) -> None:
-        """Look for nothing yet."""
+    def __init__(self, name: str, folder: Path | None, key: str, report: Report) -> None:
+        """Look for nothing yet. `name` is that of the pass."""
+        self._name, self._report = name, report
         self._file = None if folder is None else folder / f"{key}.pt"
-        self._report = report
 
     def read(self) -> Mapping[str, Any] | None:
         """Return what `write` was last given, or None; a damaged file counts as none."""
         if self._file is None or not self._file.is_file():
             return None
         try:
-            found: Mapping[str, Any] = require_torch("heal").load(self._file, weights_only=True)
+            found: Mapping[str, Any] = require_torch(self._name).load(
+                self._file, weights_only=True
+            )
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
             return None
         return found
@@ -38,12 +40,12 @@ class Checkpoint:
         fresh = self._file.with_suffix(".new")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            require_torch("heal").save(dict(state), fresh)
+            require_torch(self._name).save(dict(state), fresh)
             fresh.replace(self._file)
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
-            self._report(f"heal: interrupted, it will begin anew: {error}")
+            self._report(f"{self._name}: interrupted, it will begin anew: {error}")
             self._file = None
 
     def remove(self) -> None:
@@ -52,7 +54,15 @@ class Checkpoint:
             self._file.unlink(missing_ok=True)
 
 
-def key_of(settings: object, graphs: Sequence[Graph], calibration: Calibration) -> str:
+def checkpoint_of(
+    step: Pass, graphs: Sequence[Graph], calibration: Calibration, context: Context
+) -> Checkpoint:
+    """Return the checkpoint of a pass that trains on these."""
+    key = _key_of((step, context.seed), graphs, calibration)
+    return Checkpoint(step.name, context.unfinished, key, context.report)
+
+
+def _key_of(settings: object, graphs: Sequence[Graph], calibration: Calibration) -> str:
     """Return a hash of all that training depends on."""
     digest = hashlib.sha256(repr(settings).encode())
     for graph in graphs:

@@ -78,7 +78,7 @@ class Question:
                     if count and (index, count) not in solved:
                         solved[index, count] = removals[index].without(count)
                     changes |= solved.get((index, count), {})
-                asked[key] = self.probe.error(changes)
+                asked[key] = self.probe.error_with(changes)
                 self.report(
                     f"{len(asked)} ways to share tried, the last is {asked[key]:.4f} off"
                 )

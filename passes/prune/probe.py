@@ -54,19 +54,23 @@ class Probe:
         interpolated.
         """
         counts = sorted({max(1, round(share * most)) for share in _SHARES}) if most else []
-        errors = [self.error(without(count)) for count in counts]
+        errors = [self.error_with(without(count)) for count in counts]
         rising = np.maximum.accumulate([0.0, *errors])
         return np.interp(np.arange(1, most + 1), [0, *counts], rising)
 
-    def error(self, changes: Constants) -> float:
-        """Return how far the answers are off with other constants.
-
-        Squared, relative to how far the dense answers vary; summed over the outputs.
-        """
+    def error_with(self, changes: Constants) -> float:
+        """Return the error of the dense network with other constants."""
         graph = self._dense.edit()
         tensors = graph.gs.tensors()
         for name, values in changes.items():
             tensors[name].values = constant(name, values).values
+        return self.error(graph)
+
+    def error(self, graph: Graph) -> float:
+        """Return the squared error of a graph's answers, relative to how the dense ones vary.
+
+        Of several outputs it is the sum; where answers are not finite, infinity.
+        """
         pairs = zip(self._answers(graph), self._expected, strict=True)
         error = 0.0
         for found, dense in pairs:

@@ -6,6 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tests.small_models import small_graph
+from tilewright import oracle
+from tilewright.calibration import Calibration
+from tilewright.graph import Graph
+
 Labelled = tuple[np.ndarray, np.ndarray]
 
 
@@ -98,3 +103,34 @@ def trained(
             values[i] *= 1 - 0.005 * decay
             values[i] -= 0.005 * corrected / (np.sqrt(square[i] / (1 - 0.999**step)) + 1e-8)
     return net
+
+
+def as_graph(net: Perceptron, rows: int) -> Graph:
+    """Return the network as a graph whose x and y are (rows, features) and (rows, classes)."""
+    last = len(net.weights) - 1
+    text, source = "", "x"
+    for layer in range(last):
+        text += f"a{layer} = Gemm<transB=1>({source}, w{layer}, b{layer}) "
+        source = f"r{layer}"
+        text += f"{source} = Relu(a{layer}) "
+    text += f"y = Gemm<transB=1>({source}, w{last}, b{last})"
+    features, classes = net.weights[0].shape[1], len(net.weights[-1])
+    arrays = {f"w{i}": w.astype(np.float32) for i, w in enumerate(net.weights)}
+    arrays |= {f"b{i}": b.astype(np.float32) for i, b in enumerate(net.biases)}
+    signature = f"g (float[{rows},{features}] x) => (float[{rows},{classes}] y)"
+    return small_graph(f"{signature} {{ {text} }}", **arrays)
+
+
+def unlabelled(graph: Graph, x: np.ndarray) -> Calibration:
+    """Return samples as calibration data of a graph that reads several of them at once."""
+    rows, features = graph.inputs[0].shape
+    feeds = x.astype(np.float32).reshape(-1, rows, features)
+    return Calibration.from_arrays({"x": feeds}, graph.inputs)
+
+
+def accuracy(graph: Graph, data: Labelled) -> float:
+    """Return the share of samples whose largest logit is that of their class."""
+    session = oracle.session(graph, threads=1)
+    feeds = unlabelled(graph, data[0]).feeds()
+    logits = np.concatenate([oracle.outputs_of(session, feed)["y"] for feed in feeds])
+    return float((logits.argmax(axis=1) == data[1]).mean())

@@ -1,0 +1,281 @@
+"""Training: bring a network's internal states near to the dense network's, by gradient."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from tilewright import oracle
+from tilewright.autograd import Differentiable, require_torch
+from tilewright.calibration import Calibration
+from tilewright.columns import real_positions
+from tilewright.errors import UnusableInput
+from tilewright.graph import Graph, constant, with_outputs
+from tilewright.passes.heal.checkpoint import Checkpoint
+from tilewright.passes.heal.states import internal_states, supports, vectors
+from tilewright.protocol import Context, Feeds, Report
+from tilewright.threads import spread_over_cores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HELD_OUT = 8  # one calibration sample of so many says which weights are best
+_WARM_UP = 0.1  # of all steps, in which the rate rises
+_LEAST = 0.01  # of the rate
+_AT_ONCE = 8  # samples that a thread judges together
+_TINY = 1e-20
+
+# What happens before a step: it gets the number of the step, and its samples.
+Before = Callable[[int, Sequence[Feeds]], None]
+
+
+def nothing(_: int, __: Sequence[Feeds]) -> None:
+    """Let the step begin."""
+
+
+class Options(Protocol):
+    """A pass that trains: its name, epochs over the samples, Adam's rate, samples a step."""
+
+    name: ClassVar[str]
+
+    @property
+    def epochs(self) -> int:
+        """How often each sample is seen."""
+
+    @property
+    def rate(self) -> float:
+        """Adam's, at its highest."""
+
+    @property
+    def batch(self) -> int:
+        """Samples a step."""
+
+    @property
+    def loss(self) -> str:
+        """What is made small: "cosine" or "squares"."""
+
+
+def check_options(options: Options) -> None:
+    """Raise UnusableInput where an option makes no sense."""
+    for option, value in (("epochs", options.epochs), ("batch", options.batch)):
+        if value < 1:
+            raise wrong(options, option, value, "a whole number from 1 on")
+    if not 0 < options.rate < 1:
+        wanted = "a number above 0 and below 1, such as 0.0001"
+        raise wrong(options, "rate", options.rate, wanted)
+    if options.loss not in _AWAY:
+        raise wrong(options, "loss", options.loss, " or ".join(f'"{name}"' for name in _AWAY))
+
+
+def wrong(options: Options, option: str, value: object, wanted: str) -> UnusableInput:
+    """Return the error of an option that makes no sense."""
+    return UnusableInput(f"{options.name}: {option} is {value}, but must be {wanted}.")
+
+
+def examples(options: Options, context: Context) -> Calibration:
+    """Return what to train on. Raises UnusableInput without it, and without torch."""
+    require_torch(options.name)
+    if context.calibration is None:
+        raise UnusableInput(
+            f"{options.name}: it aligns what a network does on example inputs, and there are "
+            "none. Give --calibration FILE.npz."
+        )
+    return context.calibration
+
+
+class Training:
+    """The student on its way: weights, optimizer, and the best so far.
+
+    The weights of linear layers that are zero stay zero, until `change` says otherwise. There
+    is a best only from `settle` on, when what is zero does not change any more.
+    """
+
+    def __init__(
+        self, options: Options, graph: Graph, dense: Graph, calibration: Calibration, seed: int
+    ) -> None:
+        """Make `graph`, which has its nodes in order, trainable.
+
+        Raises UnusableInput where there is no gradient through it.
+        """
+        self._torch = require_torch(options.name)
+        # Threads of ours run samples side by side, each on one thread of torch's.
+        self._torch.set_num_threads(1)
+        self._options, self._seed, self._graph = options, seed, graph
+        self._wanted = internal_states(graph, dense)
+        self._teacher = oracle.session(with_outputs(dense, self._wanted), threads=1)
+        masks = supports(graph)
+        self._student = Differentiable(graph, [*masks, *vectors(graph)])
+        self._masks = {n: self._torch.from_numpy(mask) for n, mask in masks.items()}
+        fitted, held = calibration.held_out(_HELD_OUT)
+        self._samples, self._judges = list(fitted.feeds()), list(held.feeds())
+        weights = list(self._student.weights.values())
+        self._optimizer = self._torch.optim.Adam(weights, lr=options.rate)
+        self.epoch = 0
+        self.first = self.best = math.inf
+        self._best: dict[str, Tensor] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches the samples make."""
+        return -(-len(self._samples) // self._options.batch)
+
+    def run(self, checkpoint: Checkpoint, report: Report, before: Before = nothing) -> Graph:
+        """Train to the end, from where `checkpoint` says; return the graph at its best."""
+        epochs = self._options.epochs
+        if (state := checkpoint.read()) is not None:
+            self._resume(state)
+            report(f"{self._options.name}: going on after epoch {self.epoch} of {epochs}")
+        while self.epoch < epochs:
+            self._run_epoch(report, before)
+            checkpoint.write(self._state())
+        checkpoint.remove()
+        assert self._best, "training ended before it was settled what is zero"
+        graph = self._graph.edit()
+        tensors = graph.gs.tensors()
+        for name, values in self._best.items():
+            tensors[name].values = constant(name, values.numpy()).values
+        return graph
+
+    def settle(self) -> None:
+        """Judge from now on: what is zero stays zero."""
+        self.first = self.best = self._judged()
+        self._best = self._copied()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return the weights as they are, by name."""
+        return {name: tensor.numpy() for name, tensor in self._copied().items()}
+
+    def gradients(self, batch: Sequence[Feeds]) -> dict[str, np.ndarray]:
+        """Return those of the mean loss, of weights that are kept at zero too, by name."""
+        found = zip(self._student.weights, self._gradients(batch), strict=True)
+        return {name: gradient.numpy() for name, gradient in found}
+
+    def change(self, masks: Mapping[str, np.ndarray]) -> None:
+        """Say anew which weights may be other than zero; True where they may.
+
+        Those that may not become zero. Those that may again start from zero, and the optimizer
+        forgets what it knew of both.
+        """
+        with self._torch.no_grad():
+            for name, mask in masks.items():
+                new = self._torch.from_numpy(np.array(mask))
+                anew = ~(new & self._masks[name])
+                weight = self._student.weights[name]
+                weight.masked_fill_(anew, 0)
+                for kind in ("exp_avg", "exp_avg_sq"):
+                    if kind in self._optimizer.state[weight]:
+                        self._optimizer.state[weight][kind].masked_fill_(anew, 0)
+                self._masks[name] = new
+
+    def losses(self, samples: Sequence[Feeds]) -> "Tensor":
+        """Return the loss of each sample."""
+        torch = self._torch
+        feeds = {n: torch.from_numpy(np.stack([s[n] for s in samples])) for n in samples[0]}
+        found = self._student(feeds, self._wanted)
+        aims = [oracle.outputs_of(self._teacher, sample) for sample in samples]
+        losses: Tensor = torch.zeros(len(samples))
+        for name in self._wanted:
+            aim = torch.from_numpy(np.stack([each[name] for each in aims]))
+            away = _AWAY[self._options.loss](found[name], aim, 2 if aim.ndim > 4 else -1)
+            counted = [real_positions(sample, away.shape[1:]) for sample in samples]
+            real = torch.from_numpy(np.stack(counted)).flatten(1)
+            losses = losses + (away.flatten(1) * real).sum(1) / real.sum(1)
+        return losses / len(self._wanted)
+
+    def _run_epoch(self, report: Report, before: Before) -> None:
+        """Go over all samples once, and judge."""
+        options, count = self._options, len(self._samples)
+        order = np.random.default_rng([self._seed, self.epoch]).permutation(count)
+        for index, start in enumerate(range(0, count, options.batch)):
+            batch = [self._samples[i] for i in order[start : start + options.batch]]
+            before(self.epoch * self.steps_per_epoch + index, batch)
+            self._step(batch, (self.epoch + start / count) / options.epochs)
+            done = min(start + options.batch, count)
+            now = f"; loss {self.first:.5f}, now {self.best:.5f}" if self._best else ""
+            report(
+                f"{options.name}: epoch {self.epoch + 1} of {options.epochs}, "
+                f"{done} of {count} samples{now}"
+            )
+        self.epoch += 1
+        if self._best and (loss := self._judged()) < self.best:
+            self.best, self._best = loss, self._copied()
+
+    def _state(self) -> dict[str, Any]:
+        """Return all that `_resume` needs."""
+        return {
+            "epoch": self.epoch,
+            "losses": (self.first, self.best),
+            "best": self._best,
+            "weights": self._copied(),
+            "masks": self._masks,
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `_state` returned."""
+        self.epoch = state["epoch"]
+        (self.first, self.best), self._best = state["losses"], state["best"]
+        self._masks = dict(state["masks"])
+        with self._torch.no_grad():
+            for name, weight in self._student.weights.items():
+                weight.copy_(state["weights"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _step(self, batch: Sequence[Feeds], progress: float) -> None:
+        found = zip(self._student.weights.items(), self._gradients(batch), strict=True)
+        for (name, weight), gradient in found:
+            # Where the gradient was always zero, Adam moves nothing.
+            weight.grad = gradient * self._masks.get(name, 1)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._options.rate * _share_of_rate(progress)
+        self._optimizer.step()
+
+    def _gradients(self, batch: Sequence[Feeds]) -> "list[Tensor]":
+        weights = list(self._student.weights.values())
+        parts = spread_over_cores(
+            lambda part: self._torch.autograd.grad(self.losses(part).sum(), weights),
+            _parts(batch, -(-len(batch) // oracle.cores())),
+        )
+        return [sum(gradients) / len(batch) for gradients in zip(*parts, strict=True)]
+
+    def _judged(self) -> float:
+        """Return the mean loss of the samples held out."""
+
+        def one(part: Sequence[Feeds]) -> float:
+            with self._torch.no_grad():
+                return float(self.losses(part).sum())
+
+        return sum(spread_over_cores(one, _parts(self._judges, _AT_ONCE))) / len(self._judges)
+
+    def _copied(self) -> dict[str, "Tensor"]:
+        return {name: w.detach().clone() for name, w in self._student.weights.items()}
+
+
+def _angles(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
+    dots = (found * aim).sum(axis)
+    away: Tensor = 1 - dots / (found.norm(dim=axis) * aim.norm(dim=axis)).clamp_min(_TINY)
+    return away
+
+
+def _squares(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
+    energy = aim.square().sum(axis)
+    per_sample = energy.flatten(1).mean(1).reshape(-1, *[1] * (energy.ndim - 1))
+    away: Tensor = (found - aim).square().sum(axis) / per_sample.clamp_min(_TINY)
+    return away
+
+
+# How far the features at each position are from where they should be, by `loss`.
+_AWAY = {"cosine": _angles, "squares": _squares}
+
+
+def _share_of_rate(progress: float) -> float:
+    """Return how much of the rate is learned with after this share of all steps."""
+    if progress < _WARM_UP:
+        return max(progress / _WARM_UP, _LEAST)
+    falling = (progress - _WARM_UP) / (1 - _WARM_UP)
+    return _LEAST + (1 - _LEAST) * (1 + math.cos(math.pi * falling)) / 2
+
+
+def _parts(samples: Sequence[Feeds], size: int) -> list[Sequence[Feeds]]:
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
