@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
 from tilewright.nbits import in_floats
-from tilewright.protocol import Build, Report
+from tilewright.protocol import Build, Feeds, Report, Steps, silent
 from tilewright.target import Target
 from tilewright.targets.cpu_files import Lowered, write_files
 from tilewright.targets.cpu_program import CpuProgram, cpu_flags
+from tilewright.targets.cpu_steps import build_steps
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.lower.anchors import ANCHORS
 from tilewright.targets.lower.lowering import Lowering, NotLowered
@@ -49,12 +50,7 @@ class CpuBackend:
         pool = Pool()
         lowered = []
         for graph in map(in_floats, graphs):
-            try:
-                program = _lowered(graph, target, isa, tuning, folder, report)
-            except NotLowered as error:
-                raise CannotLower(
-                    f"Target {target.name} cannot run this model: {error}."
-                ) from error
+            program = _lowered(graph, target, isa, tuning, folder, report)
             lowered.append(Lowered(program, segments(program), graph, pool.take(program)))
         written = write_files(lowered, pool, target, isa, folder, report)
         first = lowered[0].program
@@ -73,6 +69,18 @@ class CpuBackend:
         """Return a function from feeds to outputs; calls from several threads take turns."""
         return CpuProgram(folder, threads)
 
+    def steps(
+        self, graph: Graph, target: Target, folder: Path, feeds: Feeds, threads: int
+    ) -> Steps:
+        """Build a model so that each of its kernels, and what onnxruntime runs, is timed.
+
+        Raises CannotLower, and UnusableInput where this CPU cannot run the kernels.
+        """
+        isa, graph = isa_of(target), in_floats(graph)
+        _check_measurable(isa)
+        program = _lowered(graph, target, isa, None, folder, silent)
+        return build_steps(program, graph, target, isa, folder, threads, feeds)
+
 
 def _lowered(
     graph: Graph,
@@ -87,9 +95,12 @@ def _lowered(
     def lower(pick: Pick) -> Program:
         return Lowering(whole, target, isa, ANCHORS, pick).run(report)
 
-    if tuning is None:
-        return lower(estimated)
-    return lower(tuned(lower, graph, target, isa, tuning, folder, report))
+    try:
+        if tuning is None:
+            return lower(estimated)
+        return lower(tuned(lower, graph, target, isa, tuning, folder, report))
+    except NotLowered as error:
+        raise CannotLower(f"Target {target.name} cannot run this model: {error}.") from error
 
 
 def isa_of(target: Target) -> Isa:
@@ -126,5 +137,6 @@ def _check_measurable(isa: Isa) -> None:
     if missing := set(isa.needs) - cpu_flags():
         raise UnusableInput(
             f'Kernels for isa "{isa.name}" cannot be measured here: this CPU lacks '
-            f"{sorted(missing)}. Compile with --tune 0, or on such a CPU."
+            f"{sorted(missing)}. Measure on such a CPU, or compile with --tune 0, which "
+            "estimates."
         )

@@ -9,9 +9,8 @@ import hashlib
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +19,13 @@ import tvm
 
 from tilewright.graph import Graph
 from tilewright.measurement import machine
-from tilewright.protocol import Report
+from tilewright.protocol import Report, Steps
+from tilewright.steps import StepTimes, meeting, time_in_turns
 from tilewright.target import Target
 from tilewright.targets import FOLDER
-from tilewright.targets.cpu_files import Lowered, write_files
-from tilewright.targets.cpu_program import CpuProgram
+from tilewright.targets.cpu_steps import build_steps
 from tilewright.targets.kernels.pen import Isa
-from tilewright.targets.lower.program import Call, Part, Pool, Program
+from tilewright.targets.lower.program import Program
 from tilewright.targets.lower.sites import Pick, Picked, Site, estimated
 from tilewright.timings import Tuning
 
@@ -34,8 +33,6 @@ Lower = Callable[[Pick], Program]
 
 # A way must be faster than the estimated one by so much: less may be the machine's mood.
 _FASTER = 0.97
-_PERCENTILE = 20  # of a kernel's times: most of what disturbs it makes it slower
-_LEAST_RUNS, _MOST_RUNS = 7, 40
 
 
 def tuned(
@@ -112,20 +109,12 @@ class _Survey:
         )
 
 
-@dataclass(eq=False)
-class _Variant:
-    """The model built with sites of one kind taking the way of one number, and its times."""
+class _Variant(NamedTuple):
+    """The model built with sites of one kind taking the way of one number."""
 
     kind: str
     number: int
-    nodes: list[frozenset[str]]  # of each part
-    runs: list[list[int]] = field(default_factory=list)
-
-    def takes(self, nodes: Collection[str]) -> float:
-        """Return the microseconds of all parts that some nodes run in."""
-        of_nodes = [not part.isdisjoint(nodes) for part in self.nodes]
-        typical = np.percentile(self.runs, _PERCENTILE, axis=0)
-        return float(typical[of_nodes].sum()) / 1e3
+    steps: Steps
 
 
 def _measure(
@@ -142,7 +131,7 @@ def _measure(
     end = start + survey.tuning.seconds
     unknown = survey.unknown()
     wanted = list(_numbers(unknown, survey))
-    variants: dict[_Variant, CpuProgram] = {}
+    variants: list[_Variant] = []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for kind, number in wanted:
             begun = time.monotonic()
@@ -150,43 +139,41 @@ def _measure(
                 report(f"tuning: time for {len(variants)} of {len(wanted)} ways only")
                 break
             report(f"tuning: building way {len(variants) + 1} of {len(wanted)}")
-            program, pool = lower(_taking(unknown, kind, number)), Pool()
-            parts: list[Part] = [[s] if isinstance(s, Call) else s for s in program.steps]
-            lowered = Lowered(program, parts, graph, pool.take(program))
             place = Path(scratch) / str(len(variants))
             place.mkdir()
-            write_files([lowered], pool, target, isa, place, lambda _: None)
-            variant = _Variant(kind, number, [_nodes_of(part) for part in parts])
-            variants[variant] = CpuProgram(place, survey.tuning.threads)
+            program = lower(_taking(unknown, kind, number))
+            steps = build_steps(program, graph, target, isa, place, survey.tuning.threads)
+            variants.append(_Variant(kind, number, steps))
         if len(variants) > 1:
-            _run_in_turns(variants, end, report)
-            _conclude(survey, unknown, list(variants))
+            times = time_in_turns(
+                [v.steps for v in variants], end, lambda run: report(f"tuning: {run}")
+            )
+            _conclude(survey, unknown, variants, times)
 
 
 def _conclude(
-    survey: _Survey, unknown: Sequence[_Question], variants: Sequence[_Variant]
+    survey: _Survey,
+    unknown: Sequence[_Question],
+    variants: Sequence[_Variant],
+    times: Sequence[StepTimes],
 ) -> None:
     """Note and keep the times of the ways that the variants took."""
     for question in unknown:
-        taken = [v for v in variants if v.number == 0 or v.kind == question.kind]
+        taken = [
+            found
+            for variant, found in zip(variants, times, strict=True)
+            if variant.number == 0 or variant.kind == question.kind
+        ]
         taken = taken[: survey.tried(question)]
-        places = [_meeting(nodes, taken) for nodes in survey.nodes[question]]
-        times = [round(float(np.mean([v.takes(nodes) for nodes in places])), 2) for v in taken]
-        survey.times[question] = tuple(times)
-        if len(times) > 1:
+        steps = [found.nodes for found in taken]
+        places = [meeting(nodes, steps) for nodes in survey.nodes[question]]
+        means = [
+            round(float(np.mean([found.of(nodes) for nodes in places])), 2) for found in taken
+        ]
+        survey.times[question] = tuple(means)
+        if len(means) > 1:
             timings = survey.tuning.timings
-            timings.keep(survey.device, question.problem, question.ways, times)
-
-
-def _meeting(nodes: Sequence[str], variants: Sequence[_Variant]) -> set[str]:
-    """Add the nodes that share a part with some in any variant: all then do the same work."""
-    found, before = set(nodes), 0
-    while len(found) > before:
-        before = len(found)
-        for part in (part for variant in variants for part in variant.nodes):
-            if not part.isdisjoint(found):
-                found |= part
-    return found
+            timings.keep(survey.device, question.problem, question.ways, means)
 
 
 def _numbers(unknown: Sequence[_Question], survey: _Survey) -> Iterator[tuple[str, int]]:
@@ -208,24 +195,6 @@ def _taking(unknown: Sequence[_Question], kind: str, number: int) -> Pick:
         return Picked(number if open_ else 0)
 
     return pick
-
-
-def _run_in_turns(variants: Mapping[_Variant, CpuProgram], end: float, report: Report) -> None:
-    """Run every variant some times, so that a change of the machine's speed meets all."""
-    for program in variants.values():
-        program.time_parts()  # what is read for the first time is slow
-    for turn in count():
-        if turn >= _MOST_RUNS or (turn >= _LEAST_RUNS and time.monotonic() > end):
-            return
-        report(f"tuning: run {turn + 1}")
-        for variant, program in variants.items():
-            variant.runs.append(program.time_parts())
-
-
-def _nodes_of(part: Part) -> frozenset[str]:
-    if isinstance(part, list):
-        return frozenset(name for call in part for name in call.nodes)
-    return frozenset({part.node.name})
 
 
 def _device(isa: Isa, threads: int) -> str:

@@ -89,6 +89,10 @@ class Calibration:
         for feed in self._feeds:
             yield dict(feed)
 
+    def first(self, samples: int) -> "Calibration":
+        """Return up to so many samples."""
+        return Calibration(self._feeds[:samples])
+
     def held_out(self, every: int) -> tuple["Calibration", "Calibration"]:
         """Return the samples without one of every so many, and those; a lone one in both."""
         rest = tuple(feed for i, feed in enumerate(self._feeds) if (i + 1) % every)

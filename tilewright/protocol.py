@@ -106,6 +106,16 @@ class Build(NamedTuple):
 Executable = Callable[[Feeds], dict[str, np.ndarray]]
 
 
+class Steps(NamedTuple):
+    """A built model that is timed step by step: which nodes of the graph each step runs.
+
+    `time()` runs it once and returns the nanoseconds of each step.
+    """
+
+    nodes: Sequence[frozenset[str]]
+    time: Callable[[], Sequence[int]]
+
+
 class Backend(Protocol):
     """Code that builds for one kind of device."""
 
@@ -129,4 +139,14 @@ class Backend(Protocol):
 
     def load(self, folder: Path, threads: int | None = None) -> Executable:
         """Return a function from feeds to outputs."""
+        ...
+
+    def steps(
+        self, graph: Graph, target: Target, folder: Path, feeds: Feeds, threads: int
+    ) -> Steps:
+        """Build a model so that the device times it step by step, on the same inputs each time.
+
+        What is written lies in `folder`. Raises CannotLower, and UnusableInput where this
+        machine cannot run what the target asks for.
+        """
         ...

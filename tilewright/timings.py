@@ -2,11 +2,12 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilewright.database import opened
 from tilewright.errors import UnusableInput
 
 _SCHEMA = 1
@@ -19,7 +20,6 @@ CREATE TABLE IF NOT EXISTS timings (
     PRIMARY KEY (device, problem, ways)
 ) WITHOUT ROWID
 """
-_PATIENCE_S = 30.0  # while another process writes
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,8 @@ class Timings:
         with self._opened() as database:
             database.execute("INSERT OR REPLACE INTO timings VALUES (?, ?, ?, ?)", row)
 
-    @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            database = sqlite3.connect(self.path, timeout=_PATIENCE_S)
-        except (OSError, sqlite3.Error) as error:
-            raise self._unusable(error) from error
-        try:
-            with database:
-                (version,) = database.execute("PRAGMA user_version").fetchone()
-                if version not in (0, _SCHEMA):
-                    raise sqlite3.DatabaseError(f"it has format {version}, not {_SCHEMA}")
-                if not version:
-                    database.execute(_TABLE)
-                    database.execute(f"PRAGMA user_version = {_SCHEMA}")
-                yield database
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
-        finally:
-            database.close()
+    def _opened(self) -> AbstractContextManager[sqlite3.Connection]:
+        return opened(self.path, _TABLE, _SCHEMA, self._unusable)
 
     def _unusable(self, error: Exception) -> UnusableInput:
         return UnusableInput(

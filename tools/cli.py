@@ -124,6 +124,59 @@ def compile_command(console: Console, dim: tuple[str, ...], **options: Any) -> N
     run_compile(Job(dims=dims, **options), console)
 
 
+@command(app, "search")
+@click.argument("model")
+@click.option(
+    "--target", required=True, help="A name from `tilewright targets`, or a .toml file."
+)
+@click.option(
+    "--latency-budget",
+    metavar="TIME",
+    help="Median latency to stay within, such as 3ms, 0.003s or 3000us: least damage in it.",
+)
+@click.option(
+    "--accuracy-floor",
+    type=float,
+    help="How well answers must agree with the dense network's, on calibration samples that "
+    "nothing was fitted to: 1 is the same, 0 no better than their mean. Fastest at it. With "
+    "both options the floor holds and the budget is tried.",
+)
+@click.option(
+    "--precision", default="fp32", show_default=True, help="Arithmetic of the kernels."
+)
+@click.option(
+    "--calibration", type=PATH, help="Example inputs: an .npz file or a folder of them."
+)
+@click.option(
+    "--dim", multiple=True, metavar="NAME=N", help="Size of an open dimension of the model."
+)
+@THREADS
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Seed of all that is random."
+)
+@click.option("--output", "-o", type=PATH, help="Plan to write; MODEL.plan.json if not given.")
+@click.option(
+    "--eval/--no-eval", "evaluate", default=True, help="Score zoo models on their tasks."
+)
+def search_command(
+    console: Console, latency_budget: str | None, dim: tuple[str, ...], **options: Any
+) -> None:
+    """Search which layer of MODEL loses how much, and write a plan for `compile --plan`.
+
+    It measures what each layer's pruning does to the answers and to its time on this device.
+    What was measured is kept: the same command goes on where it was interrupted. Exit 1 where
+    what is asked cannot be had; the plan that comes nearest is written then.
+    """
+    dims = _one_size(dim, "search")
+    from tilewright.tools.search_job import Search, parse_duration
+
+    budget = None if latency_budget is None else parse_duration(latency_budget)
+    search = Search(dims=dims, latency_budget_ms=budget, **options)
+    from tilewright.tools.commands import run_search
+
+    run_search(search, console)
+
+
 @command(app, "run")
 @click.argument("artifact")
 @DATA
@@ -181,14 +234,7 @@ def bench_command(
     from tilewright.tools.commands import run_bench
 
     engines = [engine.strip() for engine in against.split(",") if engine.strip()]
-    given = parse_dims(dim)
-    for name, several in given.items():
-        if len(several) > 1:
-            raise UnusableInput(
-                f"--dim {name}={','.join(map(str, several))}: bench runs at one size; call it "
-                "once for each."
-            )
-    sizes = {name: one for name, (one,) in given.items()}
+    sizes = _one_size(dim, "bench")
     run_bench(artifact, engines, model, data, sizes, threads, rounds, console)
 
 
@@ -286,6 +332,18 @@ def parse_dims(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
             )
         dims[name] = found
     return dims
+
+
+def _one_size(texts: tuple[str, ...], program: str) -> dict[str, int]:
+    """Read NAME=N options. Raises UnusableInput where one has several sizes."""
+    given = parse_dims(texts)
+    for name, several in given.items():
+        if len(several) > 1:
+            raise UnusableInput(
+                f"--dim {name}={','.join(map(str, several))}: {program} runs at one size; call "
+                "it once for each."
+            )
+    return {name: one for name, (one,) in given.items()}
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -25,6 +25,8 @@ from tilewright.tools.find_target import parse_pipeline
 from tilewright.tools.job import Job
 from tilewright.tools.load_artifact import inputs_of, load_any
 from tilewright.tools.measure_engines import OURS, measure_engines
+from tilewright.tools.search_job import Search
+from tilewright.tools.search_plan import search_plan
 from tilewright.tools.verify_artifact import AGREES
 from tilewright.tools.write_report import summary_rows
 from tilewright.verify import Agreement, compare
@@ -52,6 +54,65 @@ def run_compile(job: Job, console: Console) -> None:
     folder = shlex.quote(manifest["artifact"])
     console.text(f"Written: {folder} (see {folder}/report.html; tilewright bench {folder})")
     console.result(manifest)
+
+
+def run_search(search: Search, console: Console) -> None:
+    """Search a plan and print it. Raises CheckFailed where what is asked cannot be had."""
+    with console.working():
+        try:
+            found = search_plan(search, console.report)
+        except KeyboardInterrupt:
+            console.report("what was measured is kept: the same command goes on from there")
+            raise
+    latency, dense = found["latency"], found["latency"]["dense"]
+    columns = ("layer", "tile", "sparsity", "dense ms", "ms", "error")
+    console.table(columns, [_layer_row(row) for row in found["layers"]])
+    console.text(
+        f"latency, median ({_counted(latency['threads'], 'thread')}): dense "
+        f"{dense['median_ms']:.3f} ms, now {latency['median_ms']:.3f} ms "
+        f"(estimated {found['estimated_latency_ms']:.3f} ms)"
+    )
+    same = found["same_argmax"]
+    console.text(
+        f"agreement with the dense answers on {_counted(found['judged_samples'], 'sample')}: "
+        f"{found['agreement']:.4f}" + ("" if same is None else f"; same argmax {same:.1%}")
+    )
+    for score in found["accuracy"]:
+        console.text(
+            f"{score['task']}, {score['metric']} (n={score['n']}): dense "
+            f"{score['dense']:.4g}, now {score['value']:.4g}"
+        )
+    console.text(f"Written: {shlex.quote(found['written'])} (compile --plan takes it)")
+    console.result(found)
+    if not found["met"]:
+        raise CheckFailed(_not_met(search, found))
+
+
+def _layer_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        row["name"],
+        row["tile"],
+        f"{row['sparsity']:.0%}",
+        f"{row['dense_ms']:.3f}",
+        f"{row['ms']:.3f}",
+        f"{row['error']:.2g}",
+    )
+
+
+def _not_met(search: Search, found: Mapping[str, Any]) -> str:
+    """Say what could not be had, and what there is instead."""
+    budget, floor = search.latency_budget_ms, search.accuracy_floor
+    asked = [f"--latency-budget {budget:g}ms"] if budget is not None else []
+    asked += [f"--accuracy-floor {floor:g}"] if floor is not None else []
+    kind = "the fastest that was measured"
+    if floor is not None:
+        below = found["agreement"] < floor
+        kind = "the model without pruning" if below else "the fastest that holds the floor"
+    return (
+        f"search: {search.model} with {' and '.join(asked)} cannot be had on this device: "
+        f"{kind} takes {found['latency']['median_ms']:.3f} ms, and its answers agree to "
+        f"{found['agreement']:.4f}. Its plan is in {found['written']}. Ask for less."
+    )
 
 
 def _told_sizes(sizes: Sizes) -> str:

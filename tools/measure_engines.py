@@ -94,10 +94,13 @@ def measure_engines(
     rounds: int = ROUNDS,
     round_seconds: float = ROUND_SECONDS,
     probed: bool = False,
+    engine_of: Mapping[str, str] | None = None,
     report: Report = silent,
 ) -> Contest:
     """Time each engine on its model. Raises UnusableInput where one cannot run it.
 
+    A name of `models` that `engine_of` has stands for that engine: so one engine is timed on
+    several models.
     With `probed`, the state of the machine is probed around every round.
     """
     with contextlib.ExitStack() as stack:
@@ -105,14 +108,11 @@ def measure_engines(
         file = Path(folder) / "feeds.npz"
         np.savez(file, **feeds)  # type: ignore[arg-type]
         # One after the other: loading in parallel would only make each slower.
-        workers = {
-            engine: stack.enter_context(
-                _worker(
-                    engine, [interpreter(engine, report), file_of(engine), model, file], threads
-                )
-            )
-            for engine, model in models.items()
-        }
+        workers = {}
+        for name, model in models.items():
+            engine = (engine_of or {}).get(name, name)
+            started: list[str | Path] = [interpreter(engine, report), file_of(engine)]
+            workers[name] = stack.enter_context(_worker(name, [*started, model, file], threads))
         probe = None
         if probed and threads > 1:
             command: list[str | Path] = [sys.executable, PROBE, "-", file]

@@ -6,19 +6,16 @@ data that nothing was fitted to. That places do not disturb each other is assume
 """
 
 from collections.abc import Callable, Mapping
-from itertools import islice
 
 import numpy as np
 
-from tilewright import oracle
+from tilewright.answers import Answers
 from tilewright.calibration import Calibration
-from tilewright.errors import UnusableInput
 from tilewright.graph import Graph, constant
 
 HELD_OUT = 4  # one calibration sample of so many judges what was fitted to the others
 _SAMPLES = 32
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of what may go, at which answers are compared
-
 
 # A network's constants that are others than in the dense one, by name.
 Constants = Mapping[str, np.ndarray]
@@ -31,21 +28,15 @@ def changed(dense: Graph, edited: Graph) -> dict[str, np.ndarray]:
 
 
 class Probe:
-    """The dense network's answers, to compare others with."""
+    """The dense network and its answers on some samples."""
 
     def __init__(self, dense: Graph, calibration: Calibration) -> None:
-        """Run the dense network on some calibration samples.
+        """Run the dense network on up to 32 of the calibration samples.
 
         Raises UnusableInput where its answers are not floats, or not finite.
         """
         self._dense = dense
-        self._feeds = list(islice(calibration.feeds(), _SAMPLES))
-        self._expected = self._answers(dense)
-        if not self._expected or not all(np.isfinite(a).all() for a in self._expected):
-            raise UnusableInput(
-                "allocate=global compares answers, but the model's are no finite floats on the "
-                "calibration data. Leave the option out, or give other data."
-            )
+        self._answers = Answers(dense, calibration.first(_SAMPLES))
 
     def costs(self, without: Callable[[int], Constants], most: int) -> np.ndarray:
         """Return the error of the answers without the first 1 to `most` entries of a place.
@@ -67,28 +58,5 @@ class Probe:
         return self.error(graph)
 
     def error(self, graph: Graph) -> float:
-        """Return the squared error of a graph's answers, relative to how the dense ones vary.
-
-        Of several outputs it is the sum; where answers are not finite, infinity.
-        """
-        pairs = zip(self._answers(graph), self._expected, strict=True)
-        error = 0.0
-        for found, dense in pairs:
-            if found.shape != dense.shape or not np.isfinite(found).all():
-                return np.inf
-            error += float(np.square(found - dense).sum()) / _spread(dense)
-        return error
-
-    def _answers(self, graph: Graph) -> list[np.ndarray]:
-        """Return each float output for all samples, in one row each."""
-        session = oracle.session(graph)
-        rows = [oracle.outputs_of(session, feeds) for feeds in self._feeds]
-        return [
-            np.concatenate([row[name].reshape(-1) for row in rows]).astype(np.float64)
-            for name, values in rows[0].items()
-            if values.dtype.kind == "f"
-        ]
-
-
-def _spread(values: np.ndarray) -> float:
-    return max(float(np.square(values - values.mean()).sum()), 1e-30)
+        """Return `Answers.error` of a graph."""
+        return self._answers.error(graph)

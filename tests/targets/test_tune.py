@@ -14,7 +14,6 @@ from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.protocol import Build
 from tilewright.targets.cpu import CpuBackend
-from tilewright.targets.tune import _meeting, _Variant
 from tilewright.timings import Timings, Tuning
 
 
@@ -131,18 +130,6 @@ def test_kernels_that_this_cpu_cannot_run_are_not_timed(
     monkeypatch.setattr("tilewright.targets.cpu.cpu_flags", lambda: {"avx2"})
     with pytest.raises(UnusableInput, match="--tune 0"):
         CpuBackend().build([graph], cpu("avx512"), tmp_path, lambda _: None, tuning)
-
-
-def test_a_way_that_does_more_of_the_model_is_timed_with_all_of_it() -> None:
-    fused = _Variant("", 0, [frozenset("abc"), frozenset("d")])
-    apart = _Variant(
-        "window", 1, [frozenset("a"), frozenset("b"), frozenset("c"), frozenset("d")]
-    )
-    fused.runs.append([30_000, 1_000])
-    apart.runs.append([10_000, 12_000, 9_000, 1_000])
-    nodes = _meeting(("a", "b"), [fused, apart])
-    assert nodes == set("abc")
-    assert (fused.takes(nodes), apart.takes(nodes)) == (30.0, 31.0)
 
 
 def test_layers_of_one_shape_with_other_ways_are_other_questions(

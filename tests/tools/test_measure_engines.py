@@ -96,3 +96,17 @@ def test_the_machine_is_probed_around_every_round(tmp_path: Path) -> None:
     assert len(contest.probes["onnxruntime"]) == 2
     # Microseconds: more than nothing, less than a busy machine takes to switch threads.
     assert all(0.01 < each < 1e5 for pair in contest.probes["onnxruntime"] for each in pair)
+
+
+def test_one_engine_may_be_timed_on_several_models(tmp_path: Path) -> None:
+    model = two_layers(tmp_path / "m.onnx")
+    contest = measure_engines(
+        {"dense": model, "pruned": model},
+        {"x": normal(1, 8)},
+        threads=1,
+        rounds=2,
+        round_seconds=0.01,
+        engine_of={"dense": "onnxruntime", "pruned": "onnxruntime"},
+    )
+    assert [len(contest.rounds[name]) for name in ("dense", "pruned")] == [2, 2]
+    assert contest.versions["dense"] == contest.versions["pruned"]

@@ -1,0 +1,51 @@
+"""What removing tiles of one layer alone does to the answers."""
+
+from tilewright.answers import Answers
+from tilewright.calibration import Calibration
+from tilewright.graph import Graph
+from tilewright.layers import Layer, linear_layers
+from tilewright.layout import Tile
+from tilewright.passes.prune import obs
+from tilewright.passes.prune.bias import use_counts
+from tilewright.passes.prune.refit import Seen, refit_layer, seen_by
+from tilewright.segments import Pair
+from tilewright.threads import one_blas_thread
+
+
+class TileErrors:
+    """The dense network, in which one layer at a time is pruned and refitted by OBS."""
+
+    def __init__(
+        self, dense: Graph, fitted: Calibration, held: Calibration, *, damp: float, seed: int
+    ) -> None:
+        """Take the samples that layers are fitted to, and those that answers are compared on.
+
+        `dense` must have its nodes in order. Raises UnusableInput where its answers are not
+        floats, or not finite.
+        """
+        self._dense = dense
+        self._damp = damp
+        self._pair = Pair(fitted, dense, seed=seed)
+        self._answers = Answers(dense, held)
+        self._seen: tuple[str, Seen] | None = None
+
+    def of(self, layer: str, tile: Tile, sparsity: float) -> float:
+        """Return `Answers.error` with one layer pruned. Layers must be asked for in order."""
+        graph = self._dense.edit()
+        (mine,) = (found for found in linear_layers(graph) if found.name == layer)
+        with one_blas_thread():
+            refit_layer(
+                mine,
+                self._seen_by(mine),
+                self._damp,
+                use_counts(graph),
+                lambda target, hessian: obs.prune(target, hessian, tile, sparsity),
+            )
+        return self._answers.error(graph)
+
+    def _seen_by(self, layer: Layer) -> Seen:
+        # Convolutions that read one tensor may see other windows of it.
+        key = layer.name if layer.node.op == "Conv" else layer.source.name
+        if self._seen is None or self._seen[0] != key:
+            self._seen = key, seen_by(layer, self._pair, self._dense)
+        return self._seen[1]

@@ -1,0 +1,36 @@
+"""Build a program with a part for each of its steps, so that each of them can be timed."""
+
+from functools import partial
+from pathlib import Path
+
+from tilewright.graph import Graph
+from tilewright.protocol import Feeds, Steps, silent
+from tilewright.target import Target
+from tilewright.targets.cpu_files import Lowered, write_files
+from tilewright.targets.cpu_program import CpuProgram
+from tilewright.targets.kernels.pen import Isa
+from tilewright.targets.lower.program import Call, Part, Pool, Program
+
+
+def build_steps(
+    program: Program,
+    graph: Graph,
+    target: Target,
+    isa: Isa,
+    folder: Path,
+    threads: int,
+    feeds: Feeds | None = None,
+) -> Steps:
+    """Write a program into `folder` and load it; without feeds it is timed on any inputs."""
+    pool = Pool()
+    parts: list[Part] = [[s] if isinstance(s, Call) else s for s in program.steps]
+    lowered = Lowered(program, parts, graph, pool.take(program))
+    write_files([lowered], pool, target, isa, folder, silent)
+    loaded = CpuProgram(folder, threads)
+    return Steps([_nodes_of(part) for part in parts], partial(loaded.time_parts, feeds))
+
+
+def _nodes_of(part: Part) -> frozenset[str]:
+    if isinstance(part, list):
+        return frozenset(name for call in part for name in call.nodes)
+    return frozenset({part.node.name})

@@ -1,0 +1,66 @@
+"""Answers: compared with the dense network's, whatever they mean."""
+
+import numpy as np
+import pytest
+
+from tests.small_models import normal, small_graph
+from tilewright.answers import Answers
+from tilewright.calibration import Calibration
+from tilewright.errors import UnusableInput
+from tilewright.graph import Graph
+
+ROW = "g (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }"
+
+
+def samples(graph: Graph, count: int = 50) -> Calibration:
+    arrays = {t.name: normal(count, *t.shape[1:], seed=5) for t in graph.inputs}
+    return Calibration.from_arrays(arrays, graph.inputs)
+
+
+def test_agreement_is_the_share_of_variance_that_is_right() -> None:
+    weights = normal(8, 4)
+    dense, other = small_graph(ROW, w=weights), small_graph(ROW, w=weights * np.float32(0.9))
+    calibration = samples(dense)
+    answers = Answers(dense, calibration)
+    assert answers.agreement(dense) == (1.0, 1.0)
+    y = np.concatenate([feeds["x"] @ weights for feeds in calibration.feeds()]).astype(float)
+    error = np.square(0.1 * y).sum() / np.square(y - y.mean()).sum()
+    # Weights are rounded to float32, and so are sums.
+    assert answers.error(other) == pytest.approx(error, rel=1e-5)
+    found = answers.agreement(other)
+    assert found.value == pytest.approx(1 - error, rel=1e-5)
+    assert found.same_argmax == 1.0  # scaling moves no largest value
+
+
+def test_samples_whose_largest_value_moved_are_counted() -> None:
+    weights = normal(8, 4)
+    swapped = weights[:, [1, 0, 2, 3]]
+    dense, other = small_graph(ROW, w=weights), small_graph(ROW, w=swapped)
+    calibration = samples(dense)
+    moved = [(feeds["x"] @ weights).argmax() in (0, 1) for feeds in calibration.feeds()]
+    assert 0 < np.mean(moved) < 1
+    assert Answers(dense, calibration).agreement(other).same_argmax == 1 - np.mean(moved)
+
+
+def test_the_output_that_agrees_least_counts_and_several_have_no_argmax() -> None:
+    text = (
+        "g (float[1,8] x) => (float[1,4] y, float[1,4] z) {y = MatMul(x, w) z = MatMul(x, v)}"
+    )
+    w, v = normal(8, 4), normal(8, 4, seed=1)
+    dense = small_graph(text, w=w, v=v)
+    other = small_graph(text, w=w, v=np.float32(0.5) * v)
+    alone = "g (float[1,8] x) => (float[1,4] z) { z = MatMul(x, v) }"
+    answers = Answers(dense, samples(dense))
+    expected = Answers(small_graph(alone, v=v), samples(dense)).agreement(
+        small_graph(alone, v=np.float32(0.5) * v)
+    )
+    assert answers.agreement(other) == (expected.value, None)
+
+
+def test_answers_that_are_not_finite_are_as_wrong_as_can_be() -> None:
+    dense = small_graph(ROW, w=normal(8, 4))
+    broken = small_graph(ROW, w=np.full((8, 4), 3e38, np.float32))
+    assert Answers(dense, samples(dense)).error(broken) == np.inf
+    assert Answers(dense, samples(dense)).agreement(broken).value == -1e9
+    with pytest.raises(UnusableInput, match="no finite floats"):
+        Answers(broken, samples(dense))

@@ -1,0 +1,60 @@
+"""Findings: what a long search has measured so far, kept in an SQLite file as it goes."""
+
+import json
+import sqlite3
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tilewright.database import opened
+from tilewright.errors import UnusableInput
+
+_SCHEMA = 1
+_TABLE = """
+CREATE TABLE IF NOT EXISTS findings (
+    question TEXT NOT NULL,
+    item TEXT NOT NULL,
+    found TEXT NOT NULL,
+    PRIMARY KEY (question, item)
+) WITHOUT ROWID
+"""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Values of JSON by item, for one question.
+
+    `question` names all that the values hang on but the item: another one starts from nothing.
+    Each value is kept in a transaction of its own, so a search that is killed loses no more
+    than what it was just measuring. Raises UnusableInput where the file cannot be used.
+    """
+
+    path: Path
+    question: str
+
+    def find(self, item: str) -> Any:
+        """Return the value of an item, or None where none is known."""
+        with self._opened() as database:
+            row = database.execute(
+                "SELECT found FROM findings WHERE question = ? AND item = ?",
+                (self.question, item),
+            ).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def keep(self, item: str, value: Any) -> None:
+        """Keep the value of an item; it replaces what was known of it."""
+        with self._opened() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO findings VALUES (?, ?, ?)",
+                (self.question, item, json.dumps(value)),
+            )
+
+    def _opened(self) -> AbstractContextManager[sqlite3.Connection]:
+        return opened(self.path, _TABLE, _SCHEMA, self._unusable)
+
+    def _unusable(self, error: Exception) -> UnusableInput:
+        return UnusableInput(
+            f'What searches found, "{self.path}", cannot be used: {error}. Remove the file if '
+            "it is damaged, or set TILEWRIGHT_CACHE to a folder where you may write."
+        )
