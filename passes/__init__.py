@@ -1,5 +1,11 @@
 """Passes: pure functions from graph to graph."""
 
+# What an option of a pass may be, by the option's name -> where the table of them lives.
+PARTS: dict[str, str] = {
+    "criterion": "tilewright.passes.prune.scoring:CRITERIA",
+    "allocate": "tilewright.passes.prune.allocation:ALLOCATORS",
+}
+
 # Name on the command line -> where the class lives; nothing is imported before it is used.
 PASSES: dict[str, str] = {
     "fold-batchnorm": "tilewright.passes.clean.fold_batchnorm:FoldBatchnorm",

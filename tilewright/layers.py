@@ -66,7 +66,10 @@ class Layer:
 
     def matrix(self) -> np.ndarray:
         """Return the weights as (outputs, inputs), a read-only view where one exists."""
-        values: np.ndarray = self.weight.values
+        return self.as_matrix(self.weight.values)
+
+    def as_matrix(self, values: np.ndarray) -> np.ndarray:
+        """Return what has the shape of the stored weights as (outputs, inputs)."""
         by_outputs = values if self.output_axis == 0 else values.swapaxes(0, 1)
         return by_outputs.reshape(by_outputs.shape[0], math.prod(by_outputs.shape[1:]))
 

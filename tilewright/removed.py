@@ -94,7 +94,14 @@ def dimensions_read(couplings: Couplings, layer: Layer) -> list[Dimension]:
 
 def columns_of(couplings: Couplings, layer: Layer, dimension: Dimension) -> np.ndarray:
     """Return the columns of a layer's matrix that meet each entry: (entries, columns)."""
-    extent = _columns(couplings, layer)
+    return entries_of(_columns(couplings, layer), dimension)
+
+
+def entries_of(extent: Extent, dimension: Dimension) -> np.ndarray:
+    """Return which of an extent's entries meet each of a dimension's: (entries, places).
+
+    The extent may be made of other dimensions too.
+    """
     each = [indices(extent, {dimension: np.array([i])}) for i in range(dimension.size)]
     # Columns of other parts of a Concat meet every entry, which is to say none.
     others = np.intersect1d(each[0], each[-1])

@@ -254,9 +254,9 @@ def eval_command(
 
 @command(app, "passes")
 def passes_command(console: Console) -> None:
-    """List the passes, with their options, defaults and sources."""
-    from tilewright.passes import PASSES
-    from tilewright.tools.list_passes import list_passes
+    """List the passes, their criteria and allocators, with options, defaults and sources."""
+    from tilewright.passes import PARTS, PASSES
+    from tilewright.tools.list_passes import list_parts, list_passes
 
     passes = list_passes(PASSES)
     for described in passes:
@@ -266,7 +266,15 @@ def passes_command(console: Console) -> None:
             console.text(f"    {option['name']}: {option['type']} [{default}]")
         if described["source"]:
             console.text(f"    source: {described['source']}")
-    console.result({"passes": passes})
+    parts = {option: list_parts(place) for option, place in PARTS.items()}
+    for option, choices in parts.items():
+        for choice in choices:
+            needs = f", needs {' and '.join(choice['needs'])}" if choice["needs"] else ""
+            console.text(f"{option}={choice['name']}\n    {choice['about']}")
+            console.text(f"    of {', '.join(choice['passes'])}{needs}")
+            if choice["source"]:
+                console.text(f"    source: {choice['source']}")
+    console.result({"passes": passes, "parts": parts})
 
 
 @command(app, "targets")

@@ -1,4 +1,4 @@
-"""Describe passes by reading their source: importing them all would cost a second or two."""
+"""Describe passes and their parts by reading source: importing all costs a second or two."""
 
 import ast
 import importlib.util
@@ -19,13 +19,37 @@ def list_passes(registry: Mapping[str, str]) -> list[dict[str, Any]]:
     return [describe_pass(name, registry[name]) for name in sorted(registry)]
 
 
+def list_parts(place: str) -> list[dict[str, Any]]:
+    """Return what a table says: {"name": Entry(about="...", source="...", ...), ...}.
+
+    `place` is "module:TABLE". Of each entry the arguments that are texts, or tuples of them.
+    """
+    module, _, table = place.partition(":")
+    (found,) = (
+        node.value
+        for node in _parsed(module).body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and node.target.id == table
+    )
+    assert isinstance(found, ast.Dict), f"{place} is no table"
+    parts = []
+    for key, entry in zip(found.keys, found.values, strict=True):
+        assert isinstance(key, ast.Constant), f"{place} has names that are computed"
+        assert isinstance(entry, ast.Call), f"{place} has entries that are computed"
+        said = {
+            str(argument.arg): ast.literal_eval(argument.value)
+            for argument in entry.keywords
+            if isinstance(argument.value, ast.Constant | ast.Tuple)
+        }
+        parts.append({"name": key.value, **said})
+    return parts
+
+
 def describe_pass(name: str, place: str) -> dict[str, Any]:
     """Describe one pass. An option's default of None means that it must be given."""
     module, _, attribute = place.partition(":")
-    found = importlib.util.find_spec(module)
-    origin = found.origin if found else None
-    assert origin is not None, f"{place} of {name} does not exist"
-    tree = ast.parse(Path(origin).read_text(encoding="utf-8"))
+    tree = _parsed(module)
     node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == attribute)
     return {
         "name": name,
@@ -33,6 +57,13 @@ def describe_pass(name: str, place: str) -> dict[str, Any]:
         "options": _options(node),
         "source": _class_text(node, "source"),
     }
+
+
+def _parsed(module: str) -> ast.Module:
+    found = importlib.util.find_spec(module)
+    origin = found.origin if found else None
+    assert origin is not None, f"{module} does not exist"
+    return ast.parse(Path(origin).read_text(encoding="utf-8"))
 
 
 def _options(node: ast.ClassDef) -> list[dict[str, Any]]:

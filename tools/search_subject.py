@@ -17,6 +17,7 @@ from tilewright.graph import Graph
 from tilewright.layout import Tile
 from tilewright.measurement import Samples, machine, versions
 from tilewright.passes.prune.candidates import Candidates, candidates
+from tilewright.passes.prune.choose_tiles import Choice
 from tilewright.passes.prune.tile_errors import TileErrors
 from tilewright.passes.prune.tiles import PruneTiles
 from tilewright.pipeline import Pipeline
@@ -97,7 +98,7 @@ class Subject:
         """Build the network with all layers at one sparsity, for their times alone."""
         levels = {layer.name: self.level(layer.name, sparsity) for layer in self.layers}
         quick = dataclasses.replace(
-            self.step, criterion="magnitude", allocate="uniform", rows="uniform"
+            self.step, criterion="magnitude", refit=False, allocate="uniform", rows="uniform"
         )
         passes = [quick if step == self.step else step for step in self.pipeline.passes]
         context = self._context(Plan(levels if sparsity else {}))
@@ -128,7 +129,8 @@ class Subject:
             for at, sparsity in enumerate(SPARSITIES):
                 if errors[at] is None:
                     assert probe is not None, "something is to be measured"
-                    errors[at] = probe.of(layer.name, tile, sparsity)
+                    gathers = self.target.gathers_rows(layer, self.search.precision)
+                    errors[at] = probe.of(layer.name, Choice(tile, sparsity, gathers))
                     self.of_answers.keep(items[at], errors[at])
             found[layer.name] = [0.0, *errors]
         return found

@@ -20,7 +20,8 @@ class Place(NamedTuple):
     """Somewhere that entries can be removed from: columns of a layer, channels of a dimension.
 
     `most` of its `entries` may go, `step` at a time; each saves `saves` (multiplications, bytes
-    or milliseconds). `shape` is that of the weights, outputs first, kernel sizes last.
+    or milliseconds). `shape` is that of the weights, outputs first, kernel sizes last; `layers`
+    are the names of those that lose them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Place(NamedTuple):
     step: int
     saves: float
     shape: tuple[int, ...] = ()
+    layers: tuple[str, ...] = ()
 
 
 def nearest(place: Place, share: float) -> int:

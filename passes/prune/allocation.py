@@ -12,8 +12,10 @@ from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.passes.prune import allocate, safe_rates
 from tilewright.passes.prune.allocate import Place
+from tilewright.passes.prune.blocks import alikeness_of
 from tilewright.passes.prune.knapsack import best_levels, spdy
 from tilewright.passes.prune.probe import Constants, Probe
+from tilewright.passes.prune.tolerance import tolerance_of_differences
 from tilewright.protocol import Context, Report
 
 # Of a place's entries: the levels that dynamic programming chooses from.
@@ -36,20 +38,24 @@ class Question:
     """How much to take from each place: what is known, and what can be found out.
 
     `removals` runs through the network and yields one for each of the places, these very
-    objects, in any order.
+    objects, in any order. `rankings` are two orders of the entries of each place, by two
+    criteria and from the least important on, of which `alpha` is asked.
     """
 
     places: Sequence[Place]
     removals: Callable[[], Iterator[Removal]]
     dense: Graph
-    held: Calibration
+    held: Calibration | None
     sparsity: float
     floor: float
     report: Report
+    alpha: float = 0.0
+    rankings: Callable[[], Sequence[tuple[np.ndarray, np.ndarray]]] = tuple
 
     @cached_property
     def probe(self) -> Probe:
         """The dense network's answers on samples that nothing is fitted to."""
+        assert self.held is not None, "check_allocation admits only what asks for no answers"
         return Probe(self.dense, self.held)
 
     def costs(self) -> list[np.ndarray]:
@@ -134,25 +140,110 @@ def _prioritized(question: Question) -> list[int]:
     return removed
 
 
-# "uniform" needs none: every place loses the same share.
-ALLOCATORS: Mapping[str, Callable[[Question], list[int]]] = {
-    "global": lambda q: allocate.threshold(q.places, q.costs(), q.sparsity),
-    "dp": _dynamic,
-    "spdy": _searched,
-    "erk": lambda q: allocate.erdos_renyi_kernel(q.places, q.sparsity),
-    "sensitivity": lambda q: safe_rates.sensitivity(q.places, q.agreement, q.floor),
-    "prioritized": _prioritized,
+def _entropic(question: Question) -> list[int]:
+    places, share = question.places, question.sparsity
+    assert question.held is not None
+    layers = [place.layers for place in places]
+    alike = alikeness_of(layers, question.dense, question.held)
+    removed = allocate.uniform(places, share)
+    inside = [index for index, each in enumerate(alike) if each is not None]
+    within = [places[index] for index in inside]
+    cosines = [each for each in alike if each is not None]
+    for index, count in zip(inside, allocate.entropic(within, cosines, share), strict=True):
+        removed[index] = count
+    return removed
+
+
+class Allocator(NamedTuple):
+    """How entries are shared out, what is measured for it, and by which passes.
+
+    `needs` is "examples", or nothing.
+    """
+
+    about: str
+    source: str
+    needs: tuple[str, ...]
+    passes: tuple[str, ...]
+    of: Callable[[Question], list[int]]
+
+
+ALLOCATORS: Mapping[str, Allocator] = {
+    "uniform": Allocator(
+        about="The same share everywhere.",
+        source="",
+        needs=(),
+        passes=("prune-channels", "prune-tiles"),
+        of=lambda q: allocate.uniform(q.places, q.sparsity),
+    ),
+    "global": Allocator(
+        about="By one threshold on what the answers suffer for what is saved.",
+        source="ours, measured as in probe.py",
+        needs=("examples",),
+        passes=("prune-channels", "prune-tiles"),
+        of=lambda q: allocate.threshold(q.places, q.costs(), q.sparsity),
+    ),
+    "dp": Allocator(
+        about="The least sum of errors for the budget, by dynamic programming.",
+        source='Frantar & Alistarh, "Optimal Brain Compression" (2022)',
+        needs=("examples",),
+        passes=("prune-channels", "prune-tiles"),
+        of=_dynamic,
+    ),
+    "spdy": Allocator(
+        about="Dynamic programming with coefficients that a search finds.",
+        source='Frantar & Alistarh, "SPDY" (2022)',
+        needs=("examples",),
+        passes=("prune-channels", "prune-tiles"),
+        of=_searched,
+    ),
+    "erk": Allocator(
+        about="By the shapes of layers: large ones lose more.",
+        source='Evci et al., "RigL" (2020)',
+        needs=(),
+        passes=("prune-channels", "prune-tiles"),
+        of=lambda q: allocate.erdos_renyi_kernel(q.places, q.sparsity),
+    ),
+    "sensitivity": Allocator(
+        about="What each place tolerates by itself, as far as the answers hold the floor.",
+        source='Putra et al., "PSViT" (2026)',
+        needs=("examples",),
+        passes=("prune-channels", "prune-tiles"),
+        of=lambda q: safe_rates.sensitivity(q.places, q.agreement, q.floor),
+    ),
+    "prioritized": Allocator(
+        about="From the largest place down as much as the floor allows.",
+        source='Putra et al., "PrimeSVT" (2026)',
+        needs=("examples",),
+        passes=("prune-channels", "prune-tiles"),
+        of=_prioritized,
+    ),
+    "tolerance": Allocator(
+        about="What is little used, as long as no more than alpha of it matters; no sparsity.",
+        source='Lin et al., "FAIR-Pruner" (2025)',
+        needs=("examples",),
+        passes=("prune-channels",),
+        of=lambda q: tolerance_of_differences(q.places, q.rankings(), q.alpha),
+    ),
+    "entropic": Allocator(
+        about="More from blocks that change the residual stream little.",
+        source='Chiang et al., "UniQL" (2025)',
+        needs=("examples",),
+        passes=("prune-channels", "prune-tiles"),
+        of=_entropic,
+    ),
 }
-UNIFORM = "uniform"
-NAMES = (UNIFORM, *ALLOCATORS)
-# Those that ask only what the places are.
-_BLIND = (UNIFORM, "erk")
+UNIFORM, TOLERANCE = "uniform", "tolerance"
 
 
-def check_allocation(name: str, how: str, criterion: str, context: Context) -> None:
+def allocators_of(name: str) -> list[str]:
+    """Return the allocators that a pass knows, the default first."""
+    return [each for each, allocator in ALLOCATORS.items() if name in allocator.passes]
+
+
+def check_allocation(name: str, how: str, context: Context) -> None:
     """Raise UnusableInput where there is nothing to measure answers on."""
-    if how not in _BLIND and (context.calibration is None or criterion == "magnitude"):
+    if "examples" in ALLOCATORS[how].needs and context.calibration is None:
         raise UnusableInput(
-            f"{name}: allocate={how} measures what each layer does to the answers: it "
-            "needs criterion=obs and example inputs. Give --calibration FILE.npz."
+            f"{name}: allocate={how} measures what the network does on example inputs, and "
+            "there are none. Give --calibration FILE.npz."
         )

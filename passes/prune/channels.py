@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from tilewright.calibration import Calibration
 from tilewright.coupling import Couplings
-from tilewright.dimensions import Dimension
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
@@ -17,26 +14,20 @@ from tilewright.layers import Layer, linear_layers
 from tilewright.passes.prune.allocate import Place
 from tilewright.passes.prune.allocation import (
     ALLOCATORS,
-    NAMES,
+    TOLERANCE,
     UNIFORM,
     Question,
     Removal,
+    allocators_of,
     check_allocation,
 )
-from tilewright.passes.prune.bias import use_counts
-from tilewright.passes.prune.choose_entries import (
-    cheapest_of,
-    columns_of_entries,
-    fits_of,
-    readers,
-    refit_without,
-    smallest_of,
-)
-from tilewright.passes.prune.probe import HELD_OUT, changed
-from tilewright.passes.prune.refit import Fit, fit, seen_by
+from tilewright.passes.prune.probe import HELD_OUT
+from tilewright.passes.prune.rank_entries import ranked
 from tilewright.passes.prune.removable import Choice, planned, removable, stays
-from tilewright.protocol import Context, Note, Outcome
-from tilewright.segments import Pair
+from tilewright.passes.prune.score_entries import Entries
+from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of
+from tilewright.passes.prune.take_entries import Orders, Taking
+from tilewright.protocol import Context, Note, Outcome, Report
 from tilewright.threads import one_blas_thread
 
 _LEAST = 0.2  # of a dimension's entries, which stay in any case
@@ -51,16 +42,17 @@ class PruneChannels:
     convolutions, reshapes and gates. Their weights are taken out, so the model is smaller and
     faster everywhere.
 
-    With allocate="uniform" each dimension loses the share `sparsity` of its entries. The others
-    are those of prune-tiles, such as "global": each loses what together moves the network's
+    How much goes where is said by `allocate` (allocation.py). With "uniform" each dimension
+    loses the share `sparsity` of its entries; with "global" and others what moves the network's
     answers least (probe.py), until `sparsity` of the multiplications that all their entries
-    stand for is saved.
+    stand for is saved, or while the answers agree to at least `floor`. "tolerance" compares two
+    `rankings`, by any two criteria, and goes by `alpha` alone.
 
-    With calibration data the entries that hurt least are found by "obs": greedy elimination
-    of column blocks of the layers that read them (joint.py), which are then refitted to the
-    dense network's outputs, on what the already pruned network gives them. Without data, or
-    with criterion="magnitude", those with the smallest squared sums of weights go, and nothing
-    is refitted.
+    Which ones go is said by `criterion` (scoring.py). "obs" is greedy elimination of column
+    blocks of the layers that read them (joint.py); the others are scores from the literature.
+    With calibration data, whatever was chosen by, the layers that read it are then refitted to
+    the dense network's outputs, on what the already pruned network gives them; `refit=false`
+    leaves their weights as they are. Without data "obs" becomes "magnitude".
 
     What is kept is a multiple of `multiple`, where there is much more than that. What the last
     layer reads stays (`ends`), as do dimensions whose entries hold fewer than `smallest`
@@ -71,13 +63,16 @@ class PruneChannels:
 
     sparsity: float = 0.3
     criterion: str = "obs"
-    allocate: str = UNIFORM
+    allocate: str = "uniform"
     floor: float = 0.97
     multiple: int = 8
     damp: float = 0.01
     ends: bool = False
     smallest: int = 4096
     skip: tuple[str, ...] = ()
+    refit: bool = True
+    alpha: float = 0.05
+    rankings: tuple[str, ...] = ("utilization", "reconstruction")
 
     name: ClassVar[str] = "prune-channels"
     source: ClassVar[str] = (
@@ -93,10 +88,17 @@ class PruneChannels:
         """Raise UnusableInput where an option makes no sense."""
         if not 0 <= self.sparsity < 1:
             raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
-        if self.criterion not in ("obs", "magnitude"):
-            raise _wrong("criterion", self.criterion, '"obs" or "magnitude"')
-        if self.allocate not in NAMES:
-            raise _wrong("allocate", self.allocate, f"one of {', '.join(NAMES)}")
+        criteria, allocators = criteria_of(self.name), allocators_of(self.name)
+        if self.criterion not in criteria:
+            raise _wrong("criterion", self.criterion, f"one of {', '.join(criteria)}")
+        if self.allocate not in allocators:
+            raise _wrong("allocate", self.allocate, f"one of {', '.join(allocators)}")
+        scores = [each for each in criteria if each != OBS]
+        if len(set(self.rankings)) != 2 or not set(self.rankings) <= set(scores):
+            wanted = f"two of {', '.join(scores)}, such as utilization|reconstruction"
+            raise _wrong("rankings", "|".join(self.rankings), wanted)
+        if not 0 <= self.alpha <= 1:
+            raise _wrong("alpha", self.alpha, "a share from 0 to 1, such as 0.05")
         if not 0 <= self.floor <= 1:
             raise _wrong("floor", self.floor, "a share from 0 to 1, such as 0.97")
         if self.multiple < 1:
@@ -107,10 +109,14 @@ class PruneChannels:
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Remove what every choice leaves out.
 
-        Raises UnusableInput where allocate="global" has nothing to measure answers on, and
-        where a plan asks for what cannot be.
+        Raises UnusableInput where criterion or allocator have not what they need, and where a
+        plan asks for what cannot be.
         """
-        check_allocation(self.name, self.allocate, self.criterion, context)
+
+        def report(text: str) -> None:
+            context.report(f"{self.name}: {text}")
+
+        check_allocation(self.name, self.allocate, context)
         dense = graph.edit().sorted()
         pruned = dense.edit()
         couplings = Couplings(pruned)
@@ -125,15 +131,23 @@ class PruneChannels:
             choices = [choice for choice in choices if choice.gone]
         notes = [*couplings.notes, *stays(couplings, found.reasons)]
         calibration = context.calibration
-        if calibration is None and self.criterion == "obs" and choices:
+        criterion = self.criterion
+        if calibration is None and criterion == OBS:
+            criterion = "magnitude"
             notes += self._warned(context, choices)
-        if calibration is None or self.criterion == "magnitude":
-            gone = {choice.dimension: smallest_of(choice) for choice in choices}
-        else:
-            with one_blas_thread():
-                if self.allocate != UNIFORM and context.plan is None:
-                    choices = self._allocated(dense, couplings, choices, context, calibration)
-                gone = self._refit(dense, pruned, choices, context, calibration)
+        for each in (criterion, *(self.rankings if self.allocate == TOLERANCE else ())):
+            check_criterion(self.name, each, dense, calibration)
+        asked = Entries(dense, couplings, choices, calibration, self.damp, context.seed)
+        with one_blas_thread():
+            if self.allocate != UNIFORM and context.plan is None:
+                choices = self._allocated(asked, criterion, report)
+            taking = self._taking(criterion, asked._replace(choices=choices))
+            gone = taking.taken(
+                pruned,
+                choices,
+                calibration,
+                report,
+            )
         notes += [_removed(layer, choice) for choice in choices for layer in choice.layers]
         kept = {
             dimension: np.setdiff1d(np.arange(dimension.size), entries).tolist()
@@ -142,6 +156,8 @@ class PruneChannels:
         return Outcome(couplings.select(kept) if kept else pruned, tuple(notes))
 
     def _warned(self, context: Context, choices: Sequence[Choice]) -> list[Note]:
+        if not choices:
+            return []
         reason = (
             "its inputs are chosen by magnitude, not refitted: there is no calibration data"
         )
@@ -158,35 +174,40 @@ class PruneChannels:
             return left
         return max(self.multiple, round(left / self.multiple) * self.multiple)
 
-    def _allocated(
-        self,
-        dense: Graph,
-        couplings: Couplings,
-        choices: Sequence[Choice],
-        context: Context,
-        calibration: Calibration,
-    ) -> list[Choice]:
+    def _taking(self, criterion: str, asked: Entries) -> Taking:
+        scored = criterion != OBS and asked.choices
+        orders: Orders = ranked(criterion, asked) if scored else {}
+        return Taking(asked.dense, orders, self.refit, self.damp, asked.seed)
+
+    def _allocated(self, asked: Entries, criterion: str, report: Report) -> list[Choice]:
         """Return the choices with as many entries kept as `allocate` finds."""
-        fitted, held = calibration.held_out(HELD_OUT)
-        macs = _macs(dense)
-        places = {c.dimension: self._place(c, couplings, macs) for c in choices}
+        choices = asked.choices
+        fitted = held = asked.calibration
+        if asked.calibration is not None:
+            fitted, held = asked.calibration.held_out(HELD_OUT)
+        asked = asked._replace(calibration=fitted)
+        macs = _macs(asked.dense)
+        places = {c.dimension: self._place(c, asked.couplings, macs) for c in choices}
 
         def removals() -> Iterator[Removal]:
-            for choice, fits in fits_of(dense, choices, fitted, self.damp, context.seed):
-                place = places[choice.dimension]
-                order = cheapest_of(choice, fits, {}, place.most)
-                yield Removal(place, partial(_without, dense, choice, fits, order))
+            return self._taking(criterion, asked).removals(choices, places, fitted)
+
+        def rankings() -> list[tuple[np.ndarray, np.ndarray]]:
+            one, other = (ranked(each, asked) for each in self.rankings)
+            return [(one[dimension], other[dimension]) for dimension in places]
 
         question = Question(
             list(places.values()),
             removals,
-            dense,
+            asked.dense,
             held,
             self.sparsity,
             self.floor,
-            lambda text: context.report(f"prune-channels: {text}"),
+            report,
+            self.alpha,
+            rankings,
         )
-        removed = dict(zip(places, ALLOCATORS[self.allocate](question), strict=True))
+        removed = dict(zip(places, ALLOCATORS[self.allocate].of(question), strict=True))
         settled = [c._replace(kept=c.dimension.size - removed[c.dimension]) for c in choices]
         return [choice for choice in settled if choice.gone]
 
@@ -198,54 +219,8 @@ class PruneChannels:
         saves = sum(macs.get(name, 0.0) for name, _ in where) / size
         rows = sum(layer.outputs for layer in choice.layers)
         most = size - max(step, round(_LEAST * size))
-        return Place(choice.names, size, most, step, saves, (rows, size))
-
-    def _refit(
-        self,
-        dense: Graph,
-        pruned: Graph,
-        choices: Sequence[Choice],
-        context: Context,
-        calibration: Calibration,
-    ) -> dict[Dimension, np.ndarray]:
-        """Choose what goes, and refit each layer to what it gave in the dense network.
-
-        What several layers read is chosen before any of them is refitted, in the dense
-        network; what one reads when it is its turn. What goes is zero in `pruned` until all
-        is chosen: both networks have one shape.
-        """
-        shared = [choice for choice in choices if len(choice.layers) > 1]
-        gone: dict[Dimension, np.ndarray] = {}
-        for choice, fits in fits_of(dense, shared, calibration, self.damp, context.seed):
-            context.report(
-                f"prune-channels: what {choice.names} read ({len(gone) + 1} of {len(shared)})"
-            )
-            before = columns_of_entries(shared, gone)
-            gone[choice.dimension] = cheapest_of(choice, fits, before, choice.gone)
-        pair = Pair(calibration, dense, seed=context.seed)
-        uses = use_counts(pruned)
-        layers = readers(pruned, choices)
-        for done, layer in enumerate(layers, 1):
-            context.report(f"prune-channels: {layer.name} ({done} of {len(layers)})")
-            its = fit(layer, seen_by(layer, pair, pruned), self.damp, uses)
-            for choice in choices:
-                if [reader.name for reader in choice.layers] == [layer.name]:
-                    before = columns_of_entries(choices, gone)
-                    gone[choice.dimension] = cheapest_of(choice, [its], before, choice.gone)
-            refit_without(layer, its, uses, columns_of_entries(choices, gone)[layer.name])
-        return gone
-
-
-def _without(
-    dense: Graph, choice: Choice, fits: Sequence[Fit], order: np.ndarray, count: int
-) -> dict[str, np.ndarray]:
-    """Return the constants of the layers that read a dimension, without some of its entries."""
-    graph = dense.edit()
-    uses = use_counts(graph)
-    mine = {layer.name: layer for layer in linear_layers(graph)}
-    for layer, columns, its in zip(choice.layers, choice.columns, fits, strict=True):
-        refit_without(mine[layer.name], its, uses, [columns[order[:count]]])
-    return changed(dense, graph)
+        names = tuple(layer.name for layer in choice.layers)
+        return Place(choice.names, size, most, step, saves, (rows, size), names)
 
 
 def _macs(graph: Graph) -> dict[str, float]:

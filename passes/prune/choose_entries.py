@@ -9,12 +9,7 @@ from tilewright.dimensions import Dimension
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.passes.prune.bias import use_counts
-from tilewright.passes.prune.joint import (
-    Problem,
-    cheapest_entries,
-    reading,
-    smallest_entries,
-)
+from tilewright.passes.prune.joint import Problem, cheapest_entries, reading
 from tilewright.passes.prune.refit import Fit, fit, seen_by, settle
 from tilewright.passes.prune.removable import Choice
 from tilewright.segments import Pair
@@ -59,18 +54,20 @@ def cheapest_of(choice: Choice, fits: Sequence[Fit], gone: Gone, count: int) -> 
     return cheapest_entries(readings, choice.dimension.size, count)
 
 
-def smallest_of(choice: Choice) -> np.ndarray:
-    """Return the entries whose weights have the smallest squared sums."""
-    matrices = (layer.matrix() for layer in choice.layers)
-    return smallest_entries(list(zip(matrices, choice.columns, strict=True)), choice.gone)
-
-
 def refit_without(
     layer: Layer, fitted: Fit, uses: Mapping[str, int], gone: Sequence[np.ndarray]
 ) -> None:
     """Give a layer the best weights that are zero in some columns."""
     solved = [problem.refitted(_alive(problem, gone)) for problem in fitted.problems]
     settle(layer, fitted, uses, solved)
+
+
+def zero_without(layer: Layer, gone: Sequence[np.ndarray]) -> None:
+    """Leave a layer's weights as they are but for zeros in some columns."""
+    matrix = layer.matrix().copy()
+    for columns in gone:
+        matrix[:, columns] = 0
+    layer.replace(matrix)
 
 
 def readers(graph: Graph, choices: Sequence[Choice]) -> list[Layer]:

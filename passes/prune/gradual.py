@@ -15,10 +15,11 @@ from tilewright.layout import Tile
 from tilewright.passes.heal.checkpoint import checkpoint_of
 from tilewright.passes.heal.training import Training, check_options, examples, wrong
 from tilewright.passes.prune.candidates import candidates
+from tilewright.passes.prune.choose_tiles import Choice
 from tilewright.passes.prune.obs import spread
 from tilewright.passes.prune.regrow import exchanged, largest, mean_squares
 from tilewright.passes.prune.schedule import cosine, cubic
-from tilewright.passes.prune.tiles import Choice, planned
+from tilewright.passes.prune.tiles import planned
 from tilewright.protocol import Context, Feeds, Note, Outcome
 
 _PRUNING = 2 / 3  # of all steps, over which the rounds are spread

@@ -88,19 +88,17 @@ def cheapest_entries(readings: Sequence[Reading], entries: int, count: int) -> n
     return np.array(order, dtype=np.int64)
 
 
-def smallest_entries(
-    readings: Sequence[tuple[np.ndarray, np.ndarray]], count: int
-) -> np.ndarray:
-    """Return the `count` entries of least squared weights: (matrix, columns by entry) each.
+def squared_sums(readings: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return the squared weights of each entry: (matrix, columns by entry) of each reader.
 
     Each reader's sums are relative to those of all its weights.
     """
-    scores = sum(
+    shares = [
         np.square(matrix[:, columns].astype(np.float64)).sum(axis=(0, 2))
         / max(float(np.square(matrix.astype(np.float64)).sum()), 1e-30)
         for matrix, columns in readings
-    )
-    return np.argsort(scores, kind="stable")[:count]
+    ]
+    return np.asarray(np.sum(shares, axis=0))
 
 
 class _Elimination:

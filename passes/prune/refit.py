@@ -1,6 +1,6 @@
 """What a layer's weights become when some of its inputs or tiles go."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,18 +73,6 @@ def settle(
     layer.replace(np.concatenate(solved))
     if bias is not None:
         shift(bias, before - _applied(layer, means_now))
-
-
-def refit_layer(
-    layer: Layer,
-    seen: Seen,
-    damp: float,
-    uses: Mapping[str, int],
-    solve: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> None:
-    """Give a layer the weights that `solve(target, hessian)` returns, and the bias to them."""
-    fitted = fit(layer, seen, damp, uses)
-    settle(layer, fitted, uses, [solve(*problem) for problem in fitted.problems])
 
 
 def _groups(layer: Layer) -> list[tuple[slice, slice]]:

@@ -4,10 +4,9 @@ from tilewright.answers import Answers
 from tilewright.calibration import Calibration
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
-from tilewright.layout import Tile
-from tilewright.passes.prune import obs
 from tilewright.passes.prune.bias import use_counts
-from tilewright.passes.prune.refit import Seen, refit_layer, seen_by
+from tilewright.passes.prune.choose_tiles import Choice, by_loss
+from tilewright.passes.prune.refit import Seen, fit, seen_by, settle
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
 
@@ -29,18 +28,18 @@ class TileErrors:
         self._answers = Answers(dense, held)
         self._seen: tuple[str, Seen] | None = None
 
-    def of(self, layer: str, tile: Tile, sparsity: float) -> float:
+    def of(self, layer: str, choice: Choice) -> float:
         """Return `Answers.error` with one layer pruned. Layers must be asked for in order."""
         graph = self._dense.edit()
         (mine,) = (found for found in linear_layers(graph) if found.name == layer)
+        uses = use_counts(graph)
         with one_blas_thread():
-            refit_layer(
-                mine,
-                self._seen_by(mine),
-                self._damp,
-                use_counts(graph),
-                lambda target, hessian: obs.prune(target, hessian, tile, sparsity),
-            )
+            its = fit(mine, self._seen_by(mine), self._damp, uses)
+            solved = [
+                by_loss(problem, choice, mine.taps, "uniform").refitted(problem)
+                for problem in its.problems
+            ]
+            settle(mine, its, uses, solved)
         return self._answers.error(graph)
 
     def _seen_by(self, layer: Layer) -> Seen:

@@ -3,44 +3,35 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
-from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Layout, Pattern, Tile, parse_layout
-from tilewright.passes.prune import obs
 from tilewright.passes.prune.allocate import Place
 from tilewright.passes.prune.allocation import (
     ALLOCATORS,
-    NAMES,
     UNIFORM,
     Question,
     Removal,
+    allocators_of,
     check_allocation,
 )
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.candidates import candidates, cannot_change
-from tilewright.passes.prune.matching import row_order
+from tilewright.passes.prune.choose_tiles import Choice, by_loss, by_magnitude, drop_smallest
 from tilewright.passes.prune.probe import HELD_OUT, changed
-from tilewright.passes.prune.refit import Seen, refit_layer, seen_by
+from tilewright.passes.prune.refit import Seen, fit, seen_by, settle
+from tilewright.passes.prune.score_weights import SCORES, Weights
+from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
-
-
-class Choice(NamedTuple):
-    """How a layer is pruned; with `gathers` the rows of a tile may stand anywhere."""
-
-    layout: Layout
-    sparsity: float
-    gathers: bool = False
-
 
 _MOST = 0.9  # of a layer's tiles that may go
 _STEPS = 32  # in which tiles go, of all
@@ -54,18 +45,22 @@ class PruneTiles:
     `allocate` shares the tiles that go out among the layers (allocation.py): "uniform"; "erk",
     by the layers' shapes; "global", "dp" and "spdy", which measure what each layer does to the
     network's answers (probe.py) and save `sparsity` of the multiplications in these layers;
-    "prioritized", which stops where the answers agree with the dense ones to less than `floor`,
-    1 - their relative squared error; and "sensitivity", which takes what the floor allows.
+    "entropic", by how little a block changes the residual stream; "prioritized", which stops
+    where the answers agree with the dense ones to less than `floor`, 1 - their relative squared
+    error; and "sensitivity", which takes what the floor allows.
 
     A tile is the target's for that layer, or `tile`, such as "4x1" (outputs x inputs). Each row
     of tiles of a layer loses as many; with rows="global" those lose more that suffer less from
     it. `tile` may also be a pattern, such as "2:4": of every four neighbouring input channels
-    of an output two weights stay, and neither `sparsity` nor how to share it is asked. With
-    calibration data the tiles that hurt least are found by "obs" (obs.py), layer by layer:
-    each layer reads what the already pruned network gives it and is refitted to the dense
-    network's outputs. A bias takes part as the weight of one more input, the constant 1, which
-    is never pruned: the Gram matrices are centred. Without data, or with
-    criterion="magnitude", the tiles with the smallest squared sums go; nothing is refitted.
+    of an output two weights stay, and neither `sparsity` nor how to share it is asked.
+
+    Which tiles go is said by `criterion` (scoring.py): with "obs" those that hurt least
+    (obs.py), layer by layer, else those with the smallest squared sums, of the weights or what
+    score_weights.py puts in their place. With calibration data each layer is then refitted to
+    the dense network's outputs, on what the already pruned network gives it; a bias takes part
+    as the weight of one more input, the constant 1, which is never pruned: the Gram matrices
+    are centred. `refit=false` leaves weights as they are. Without data "obs" becomes
+    "magnitude".
 
     `damp` is added to the Hessian's diagonal, relative to its mean. The first and last layer
     (`ends`), layers with fewer than `smallest` weights, grouped convolutions (`depthwise`,
@@ -75,7 +70,7 @@ class PruneTiles:
 
     sparsity: float = 0.6
     criterion: str = "obs"
-    allocate: str = UNIFORM
+    allocate: str = "uniform"
     floor: float = 0.97
     rows: str = "uniform"
     tile: str = ""
@@ -84,6 +79,7 @@ class PruneTiles:
     smallest: int = 4096
     depthwise: bool = False
     skip: tuple[str, ...] = ()
+    refit: bool = True
 
     name: ClassVar[str] = "prune-tiles"
     source: ClassVar[str] = 'Frantar & Alistarh, "Optimal Brain Compression" (2022), with tiles'
@@ -96,10 +92,11 @@ class PruneTiles:
         """Raise UnusableInput where an option makes no sense."""
         if not 0 <= self.sparsity < 1:
             raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
-        if self.criterion not in ("obs", "magnitude"):
-            raise _wrong("criterion", self.criterion, '"obs" or "magnitude"')
-        if self.allocate not in NAMES:
-            raise _wrong("allocate", self.allocate, f"one of {', '.join(NAMES)}")
+        criteria, allocators = criteria_of(self.name), allocators_of(self.name)
+        if self.criterion not in criteria:
+            raise _wrong("criterion", self.criterion, f"one of {', '.join(criteria)}")
+        if self.allocate not in allocators:
+            raise _wrong("allocate", self.allocate, f"one of {', '.join(allocators)}")
         if not 0 <= self.floor <= 1:
             raise _wrong("floor", self.floor, "a share from 0 to 1, such as 0.97")
         if self.rows not in ("uniform", "global"):
@@ -115,13 +112,11 @@ class PruneTiles:
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Prune every admissible layer.
 
-        Raises UnusableInput where allocate="global" has nothing to measure answers on, or
+        Raises UnusableInput where criterion or allocator have not what they need, or
         rows="global" nothing to tell rows apart by.
         """
-        check_allocation(self.name, self.allocate, self.criterion, context)
-        if self.rows == "global" and (
-            context.calibration is None or self.criterion == "magnitude"
-        ):
+        check_allocation(self.name, self.allocate, context)
+        if self.rows == "global" and (context.calibration is None or self.criterion != OBS):
             raise UnusableInput(
                 "prune-tiles: rows=global compares what tiles do to a layer's outputs: "
                 "it needs criterion=obs and example inputs. Give --calibration FILE.npz."
@@ -151,23 +146,38 @@ class PruneTiles:
         for layer in layers:
             gathers = context.target.gathers_rows(layer, context.precision)
             choices[layer.name] = choices[layer.name]._replace(gathers=gathers)
-        if context.calibration is None or self.criterion == "magnitude":
-            if self.criterion == "obs" and layers:
-                notes += self._warned(context, layers)
-            for layer in layers:
-                _drop_smallest(layer, choices[layer.name])
-            return Outcome(pruned, tuple(notes))
+        calibration, criterion = context.calibration, self.criterion
+        if calibration is None and criterion == OBS:
+            criterion = "magnitude"
+            notes += self._warned(context, layers)
+        check_criterion(self.name, criterion, dense, calibration)
+        solved = [layer for layer in layers if layer.groups == 1]
         for layer in layers:
             if layer.groups > 1:
-                _drop_smallest(layer, choices[layer.name])
-        solved = [layer for layer in layers if layer.groups == 1]
+                drop_smallest(layer, layer.matrix(), choices[layer.name])
         with one_blas_thread():
+            asked = Weights(dense, solved, calibration, self.damp, context.seed)
             if self.allocate != UNIFORM and context.plan is None:
-                choices |= self._allocated(dense, solved, choices, context, context.calibration)
-            self._refit(dense, pruned, solved, choices, context, context.calibration)
+                choices |= self._allocated(asked, criterion, choices, context)
+            magnitudes = self._magnitudes(criterion, asked)
+            if calibration is None or not self._walks(criterion):
+                for layer in solved:
+                    drop_smallest(layer, magnitudes[layer.name], choices[layer.name])
+            else:
+                self._refit(asked, pruned, magnitudes, choices, context)
         return Outcome(pruned, tuple(notes))
 
+    def _walks(self, criterion: str) -> bool:
+        """Say whether layers must be looked at on examples, to search or to refit."""
+        return self.refit or criterion == OBS
+
+    def _magnitudes(self, criterion: str, asked: Weights) -> dict[str, np.ndarray]:
+        scored = criterion != OBS and asked.layers
+        return SCORES[criterion](asked) if scored else {}
+
     def _warned(self, context: Context, layers: list[Layer]) -> list[Note]:
+        if not layers:
+            return []
         reason = "pruned by magnitude and not refitted: there is no calibration data"
         context.report(
             "prune-tiles: no calibration data, so tiles are chosen by magnitude and nothing is "
@@ -176,26 +186,27 @@ class PruneTiles:
         return [Note(layer.name, reason) for layer in layers]
 
     def _allocated(
-        self,
-        dense: Graph,
-        layers: list[Layer],
-        choices: Mapping[str, Choice],
-        context: Context,
-        calibration: Calibration,
+        self, asked: Weights, criterion: str, choices: Mapping[str, Choice], context: Context
     ) -> dict[str, Choice]:
         """Return the choices with the sparsities that `allocate` finds."""
-        fitted, held = calibration.held_out(HELD_OUT)
-        places = {layer.name: _place(layer, choices[layer.name][0]) for layer in layers}
+        fitted = held = asked.calibration
+        if asked.calibration is not None:
+            fitted, held = asked.calibration.held_out(HELD_OUT)
+        asked = asked._replace(calibration=fitted)
+        layers, dense = asked.layers, asked.dense
+        places = {layer.name: _place(layer, choices[layer.name].layout) for layer in layers}
 
         def removals() -> Iterator[Removal]:
+            assert fitted is not None, "check_allocation admits only what asks for no answers"
+            magnitudes = self._magnitudes(criterion, asked)
             pair = Pair(fitted, dense, seed=context.seed)
             for members in _siblings(layers):
-                seen = seen_by(members[0], pair, dense)
+                seen = seen_by(members[0], pair, dense) if self._walks(criterion) else None
                 for layer in members:
-                    yield Removal(
-                        places[layer.name],
-                        partial(self._without, dense, choices[layer.name], seen, layer.name),
-                    )
+                    values = magnitudes.get(layer.name)
+                    choice = choices[layer.name]
+                    without = partial(self._without, dense, choice, values, seen, layer.name)
+                    yield Removal(places[layer.name], without)
 
         question = Question(
             [places[layer.name] for members in _siblings(layers) for layer in members],
@@ -204,60 +215,73 @@ class PruneTiles:
             held,
             self.sparsity,
             self.floor,
-            lambda text: context.report(f"prune-tiles: {text}"),
+            lambda text: context.report(f"{self.name}: {text}"),
         )
-        removed = ALLOCATORS[self.allocate](question)
+        removed = ALLOCATORS[self.allocate].of(question)
         return {
             place.name: choices[place.name]._replace(sparsity=count / place.entries)
             for place, count in zip(question.places, removed, strict=True)
         }
 
     def _without(
-        self, dense: Graph, choice: Choice, seen: Seen, name: str, count: int
+        self,
+        dense: Graph,
+        choice: Choice,
+        magnitudes: np.ndarray | None,
+        seen: Seen | None,
+        name: str,
+        count: int,
     ) -> dict[str, np.ndarray]:
         """Return the constants of one layer without so many of its columns of tiles."""
         graph = dense.edit()
         (layer,) = (layer for layer in linear_layers(graph) if layer.name == name)
         share = count / _place(layer, choice.layout).entries
-        self._solve(layer, choice._replace(sparsity=share), seen, use_counts(graph))
+        choice = choice._replace(sparsity=share)
+        if seen is not None:
+            self._solve(layer, choice, magnitudes, seen, use_counts(graph))
+        elif magnitudes is not None:
+            drop_smallest(layer, magnitudes, choice)
         return changed(dense, graph)
 
     def _refit(
         self,
-        dense: Graph,
+        asked: Weights,
         pruned: Graph,
-        layers: list[Layer],
+        magnitudes: Mapping[str, np.ndarray],
         choices: Mapping[str, Choice],
         context: Context,
-        calibration: Calibration,
     ) -> None:
-        pair = Pair(calibration, dense, seed=context.seed)
+        assert asked.calibration is not None
+        pair = Pair(asked.calibration, asked.dense, seed=context.seed)
         uses = use_counts(pruned)
         done = 0
-        for members in _siblings(layers):
+        for members in _siblings(asked.layers):
             done += len(members)
-            context.report(f"prune-tiles: {members[-1].name} ({done} of {len(layers)})")
+            context.report(f"{self.name}: {members[-1].name} ({done} of {len(asked.layers)})")
             seen = seen_by(members[0], pair, pruned)
             for layer in members:
-                self._solve(layer, choices[layer.name], seen, uses)
+                values = magnitudes.get(layer.name)
+                self._solve(layer, choices[layer.name], values, seen, uses)
 
-    def _solve(self, layer: Layer, choice: Choice, seen: Seen, uses: Mapping[str, int]) -> None:
-        layout, sparsity, gathers = choice
-        choose = obs.tile_masks_by_loss if self.rows == "global" else obs.tile_masks
-
-        def solve(target: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-            if isinstance(layout, Pattern):
-                return obs.prune_pattern(target, hessian, layout, layer.taps)
-            inverse = np.linalg.inv(hessian)
-            order = np.arange(len(target))
-            if gathers:
-                order = row_order(target, np.diag(inverse), layout, sparsity)
-            kept = choose(target[order], inverse, layout, sparsity)
-            found = np.empty_like(target)
-            found[order] = obs.refit(target[order], hessian, layout, kept)
-            return found
-
-        refit_layer(layer, seen, self.damp, uses, solve)
+    def _solve(
+        self,
+        layer: Layer,
+        choice: Choice,
+        magnitudes: np.ndarray | None,
+        seen: Seen,
+        uses: Mapping[str, int],
+    ) -> None:
+        """Prune one layer by magnitudes, or where there are none by elimination."""
+        fitted = fit(layer, seen, self.damp, uses)
+        (problem,) = fitted.problems
+        if magnitudes is None:
+            support = by_loss(problem, choice, layer.taps, self.rows)
+        else:
+            support = by_magnitude(magnitudes, choice, layer.taps)
+        if self.refit:
+            settle(layer, fitted, uses, [support.refitted(problem)])
+        else:
+            layer.replace(support.masked(layer.matrix()))
 
 
 def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:
@@ -313,21 +337,6 @@ def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:
     ]
 
 
-def _drop_smallest(layer: Layer, choice: Choice) -> None:
-    layout, sparsity, gathers = choice
-    matrix = layer.matrix()
-    if isinstance(layout, Pattern):
-        kept = obs.smallest_of_pattern(matrix, layout, layer.taps)
-    else:
-        order = np.arange(len(matrix))
-        if gathers:
-            order = row_order(matrix, np.ones(layer.inputs), layout, sparsity)
-        tiles = obs.smallest_tiles(matrix[order], layout, sparsity)
-        kept = np.empty(matrix.shape, dtype=bool)
-        kept[order] = obs.spread(tiles, layout, matrix.shape)
-    layer.replace(np.where(kept, matrix, 0))
-
-
 def _choice(layout: Layout, sparsity: float) -> Choice:
     return Choice(layout, layout.sparsity if isinstance(layout, Pattern) else sparsity)
 
@@ -339,7 +348,7 @@ def _place(layer: Layer, layout: Layout) -> Place:
     saves = layer.positions * layer.weight.values.size / blocks
     step = max(1, blocks // _STEPS)
     shape = (layer.outputs, *layer.weight.shape[2:], layer.inputs // layer.taps)
-    return Place(layer.name, blocks, int(_MOST * blocks), step, saves, shape)
+    return Place(layer.name, blocks, int(_MOST * blocks), step, saves, shape, (layer.name,))
 
 
 def _siblings(layers: Iterable[Layer]) -> list[list[Layer]]:

@@ -27,7 +27,7 @@ from tilewright.tools.read_model import read_model
 
 CLEAN = "fold-constants,fold-batchnorm,remove-identities"
 WAYS = {
-    "magnitude": "prune-tiles{{sparsity={0},criterion=magnitude}}",
+    "magnitude": "prune-tiles{{sparsity={0},criterion=magnitude,refit=false}}",
     "obs": "prune-tiles{{sparsity={0}}}",
     "any rows": "prune-tiles{{sparsity={0}}}",
     "allocated": "prune-tiles{{sparsity={0},allocate=global}}",

@@ -201,8 +201,10 @@ def ways(graph: Graph, context: Context, sparsity: float) -> Iterator[tuple[str,
     assert context.calibration is not None, "models of the zoo have calibration data"
     yield "dense", graph
     for criterion in ("obs", "magnitude"):
+        refit = str(criterion == "obs").lower()
         step = (
-            f"prune-channels{{sparsity={sparsity},criterion={criterion},ends=true,smallest=1}}"
+            f"prune-channels{{sparsity={sparsity},criterion={criterion},refit={refit},"
+            "ends=true,smallest=1}"
         )
         pipeline: Pipeline = parse_pipeline(step)
         yield f"prune-channels, {criterion}", pipeline.run(graph, context).graph

@@ -345,7 +345,7 @@ def test_a_skipped_layer_must_exist() -> None:
     [
         ({"sparsity": 1.0}, "sparsity is 1.0, but must be a share of at least 0 and below 1"),
         ({"sparsity": -0.1}, "sparsity is -0.1"),
-        ({"criterion": "luck"}, 'criterion is luck, but must be "obs" or "magnitude"'),
+        ({"criterion": "luck"}, "criterion is luck, but must be one of obs, magnitude"),
         ({"tile": "4"}, "tile is 4, but must be outputs x inputs"),
         ({"tile": "0x1"}, "tile is 0x1"),
         ({"tile": "4:2"}, 'tile is 4:2, but must be .* or kept:of, such as "2:4"'),

@@ -6,6 +6,7 @@ from tests.small_models import normal, small_graph
 from tilewright.answers import Answers
 from tilewright.calibration import Calibration
 from tilewright.layout import Tile
+from tilewright.passes.prune.choose_tiles import Choice
 from tilewright.passes.prune.tile_errors import TileErrors
 from tilewright.passes.prune.tiles import PruneTiles
 from tilewright.plan import Plan
@@ -35,7 +36,7 @@ def test_errors_are_those_of_plans_for_one_layer_each() -> None:
         if node.op == "Relu" or node.op == "Add":
             continue
         for sparsity in (0.25, 0.75):
-            found = errors.of(node.name, Tile(4), sparsity)
+            found = errors.of(node.name, Choice(Tile(4), sparsity))
             plan = Plan({node.name: {"sparsity": sparsity, "tile": "4x1"}})
             context = Context(find_target("cpu"), fitted, plan=plan)
             pruned = PruneTiles()(graph, context).graph

@@ -218,6 +218,10 @@ def test_passes_and_targets_are_listed(run: Cli) -> None:
     assert 'backend = "cpu"' in run("targets", "cpu").out
     assert run("targets", "cpu", "--json").json()["name"] == "cpu"
     assert run("zoo", "list", "--json").json()["models"]
+    parts = run("passes", "--json").json()["parts"]
+    assert "taylor" in [part["name"] for part in parts["criterion"]]
+    assert "criterion=taylor" in run("passes").out
+    assert "UniQL" in run("passes").out
 
 
 def test_version_and_help_need_nothing_else(run: Cli) -> None:

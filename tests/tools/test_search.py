@@ -22,6 +22,7 @@ from tilewright.frontends.onnx_file import read_onnx
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
 from tilewright.measurement import Samples
+from tilewright.passes.prune.choose_tiles import Choice
 from tilewright.passes.prune.tile_errors import TileErrors
 from tilewright.plan import Plan
 from tilewright.tools import search_subject
@@ -259,12 +260,12 @@ main(sys.argv[1:])
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "net.plan.json").exists()
-    asked: list[tuple[str, float]] = []
+    asked: list[tuple[str, Choice]] = []
     measured = TileErrors.of
 
-    def counted(self: TileErrors, layer: str, tile: object, sparsity: float) -> float:
-        asked.append((layer, sparsity))
-        return measured(self, layer, tile, sparsity)  # type: ignore[arg-type]
+    def counted(self: TileErrors, layer: str, choice: Choice) -> float:
+        asked.append((layer, choice))
+        return measured(self, layer, choice)
 
     monkeypatch.setattr(TileErrors, "of", counted)
     resumed = search(run, model, target, *options)

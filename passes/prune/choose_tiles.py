@@ -1,0 +1,75 @@
+"""Which tiles of a layer's weights stay, and what becomes of the weights in them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tilewright.layers import Layer
+from tilewright.layout import Layout, Pattern, Tile
+from tilewright.passes.prune import obs
+from tilewright.passes.prune.joint import Problem
+from tilewright.passes.prune.matching import row_order
+
+
+class Choice(NamedTuple):
+    """How a layer is pruned; with `gathers` the rows of a tile may stand anywhere."""
+
+    layout: Layout
+    sparsity: float
+    gathers: bool = False
+
+
+class Support(NamedTuple):
+    """Which weights stay, of a matrix whose rows are taken in some `order`.
+
+    `kept` is (row tiles, column blocks) of `tile`.
+    """
+
+    order: np.ndarray
+    tile: Tile
+    kept: np.ndarray
+
+    def masked(self, matrix: np.ndarray) -> np.ndarray:
+        """Return a matrix with zeros in place of what goes."""
+        result = np.empty_like(matrix)
+        mask = obs.spread(self.kept, self.tile, (matrix.shape[0], matrix.shape[1]))
+        result[self.order] = np.where(mask, matrix[self.order], 0)
+        return result
+
+    def refitted(self, problem: Problem) -> np.ndarray:
+        """Return the best weights for a problem that are zero in place of what goes."""
+        result = np.empty_like(problem.target)
+        result[self.order] = obs.refit(
+            problem.target[self.order], problem.hessian, self.tile, self.kept
+        )
+        return result
+
+
+def by_loss(problem: Problem, choice: Choice, taps: int, rows: str) -> Support:
+    """Choose what hurts least by elimination (obs.py), in each row of tiles or among `rows`."""
+    layout, sparsity, gathers = choice
+    target, inverse = problem.target, np.linalg.inv(problem.hessian)
+    order = np.arange(len(target))
+    if isinstance(layout, Pattern):
+        return Support(order, Tile(1), obs.pattern_mask(target, inverse, layout, taps))
+    if gathers:
+        order = row_order(target, np.diag(inverse), layout, sparsity)
+    choose = obs.tile_masks_by_loss if rows == "global" else obs.tile_masks
+    return Support(order, layout, choose(target[order], inverse, layout, sparsity))
+
+
+def by_magnitude(magnitudes: np.ndarray, choice: Choice, taps: int) -> Support:
+    """Choose the tiles with the smallest squared sums of magnitudes, (outputs, inputs)."""
+    layout, sparsity, gathers = choice
+    order = np.arange(len(magnitudes))
+    if isinstance(layout, Pattern):
+        return Support(order, Tile(1), obs.smallest_of_pattern(magnitudes, layout, taps))
+    if gathers:
+        order = row_order(magnitudes, np.ones(magnitudes.shape[1]), layout, sparsity)
+    return Support(order, layout, obs.smallest_tiles(magnitudes[order], layout, sparsity))
+
+
+def drop_smallest(layer: Layer, magnitudes: np.ndarray, choice: Choice) -> None:
+    """Set the tiles of least magnitude to zero; nothing is refitted."""
+    support = by_magnitude(magnitudes, choice, layer.taps)
+    layer.replace(support.masked(layer.matrix()))

@@ -1,0 +1,148 @@
+"""Allocators that look into the network: rankings of channels, and blocks of a stream."""
+
+import numpy as np
+import pytest
+
+from tests.graphs import context, three_layers
+from tests.passes.test_prune_criteria import DEAD, UNSEEN, classifier, data
+from tests.small_models import normal, small_graph
+from tilewright.calibration import Calibration
+from tilewright.errors import UnusableInput
+from tilewright.graph import Graph
+from tilewright.layers import linear_layers
+from tilewright.passes.prune.blocks import alikeness_of, blocks_of
+from tilewright.passes.prune.channels import PruneChannels
+from tilewright.passes.prune.criteria import alikeness
+from tilewright.passes.prune.tiles import PruneTiles
+
+
+def stream() -> Graph:
+    """Return two perceptrons around which x is carried; the second adds hardly anything."""
+    return small_graph(
+        """g (float[1,6,8] x) => (float[1,6,8] y) {
+            a = MatMul(x, up1)  r = Relu(a)  c = MatMul(r, down1)  s = Add(x, c)
+            d = MatMul(s, up2)  t = Relu(d)  e = MatMul(t, down2)  y = Add(e, s)
+        }""",
+        up1=normal(8, 16),
+        down1=normal(16, 8, seed=1),
+        up2=0.01 * normal(8, 16, seed=2),
+        down2=normal(16, 8, seed=3),
+    )
+
+
+def tokens() -> Calibration:
+    x = np.random.default_rng(1).standard_normal((12, 6, 8)).astype(np.float32)
+    return Calibration.from_arrays({"x": x}, stream().inputs)
+
+
+def named(graph: Graph) -> dict[str, str]:
+    """Return the layers' names by those of their weights."""
+    return {str(layer.weight.name): layer.name for layer in linear_layers(graph)}
+
+
+def test_blocks_are_what_a_stream_goes_around() -> None:
+    graph = stream()
+    first, second = blocks_of(graph)
+    assert first[:2] == ("x", "s")
+    assert second[:2] == ("s", "y")
+    assert len(first.nodes) == len(second.nodes) == 3
+    assert not first.nodes & second.nodes
+
+
+def test_alikeness_is_the_cosine_around_the_block_of_a_layer() -> None:
+    graph, names = stream(), named(stream())
+    w = graph.constants()
+    x = np.concatenate([feeds["x"][0] for feeds in tokens().feeds()])
+    s = x + np.maximum(x @ w["up1"], 0) @ w["down1"]
+    asked = [[names["down1"]], [names["down2"]], [names["up1"], names["up2"]]]
+    one, other, none = alikeness_of(asked, graph, tokens())
+    assert one == pytest.approx(alikeness(x, s), rel=1e-4)
+    assert other is not None
+    assert other > 0.99
+    assert none is None
+
+
+@pytest.mark.parametrize("step", [PruneChannels, PruneTiles])
+def test_blocks_that_change_little_lose_more(
+    step: type[PruneChannels] | type[PruneTiles],
+) -> None:
+    names, tiles = named(stream()), step is PruneTiles
+    skip = {"skip": (names["up1"], names["up2"]), "tile": "1x1"} if tiles else {"multiple": 1}
+    chosen = step(0.3, allocate="entropic", ends=True, smallest=0, **skip)
+    found = chosen(stream(), context(tokens())).graph.constants()
+    left = [
+        (found[name] != 0).sum() if tiles else len(found[name]) for name in ("down1", "down2")
+    ]
+    assert left[0] > 1.5 * left[1]
+
+
+def test_without_a_stream_there_are_no_blocks() -> None:
+    graph = three_layers()
+    x = np.random.default_rng(1).standard_normal((4, 16, 12)).astype(np.float32)
+    step = PruneChannels(allocate="entropic", multiple=1, ends=True, smallest=0)
+    with pytest.raises(UnusableInput, match=r"allocate=entropic .* no residual stream"):
+        step(graph, context(Calibration.from_arrays({"x": x}, graph.inputs)))
+
+
+def test_tolerance_takes_what_two_rankings_agree_is_worth_nothing() -> None:
+    """By both the least is what nothing reads: no share of that matters."""
+    step = PruneChannels(
+        0.5,
+        "magnitude",
+        allocate="tolerance",
+        alpha=0.0,
+        rankings=("magnitude", "leverage"),
+        multiple=1,
+        ends=True,
+        smallest=0,
+    )
+    pruned = step(classifier(), context(data())).graph
+    kept = pruned.constants()["b1"]
+    assert classifier().constants()["b1"][UNSEEN] not in kept
+    assert len(kept) == 4
+    everything = PruneChannels(
+        0.5,
+        "leverage",
+        allocate="tolerance",
+        alpha=1.0,
+        rankings=("magnitude", "leverage"),
+        multiple=1,
+        ends=True,
+        smallest=0,
+    )
+    few = everything(classifier(), context(data())).graph.constants()["b1"]
+    # All that may go: a fifth of them, and no less than one, stays.
+    assert len(few) == 1
+    assert classifier().constants()["b1"][DEAD] not in few
+
+
+def test_fair_pruners_two_scores_are_the_default() -> None:
+    pytest.importorskip("torch")
+    step = PruneChannels(
+        allocate="tolerance",
+        alpha=0.0,
+        criterion="utilization",
+        multiple=1,
+        smallest=0,
+        ends=True,
+    )
+    kept = step(classifier(), context(data())).graph.constants()["b1"]
+    assert classifier().constants()["b1"][DEAD] not in kept
+
+
+def test_tolerance_ranks_channels_not_tiles() -> None:
+    with pytest.raises(UnusableInput, match="allocate is tolerance, but must be one of"):
+        PruneTiles(allocate="tolerance")
+
+
+@pytest.mark.parametrize("how", ["tolerance", "entropic"])
+def test_both_need_examples(how: str) -> None:
+    with pytest.raises(UnusableInput, match=rf"allocate={how} .* Give --calibration"):
+        PruneChannels(allocate=how)(classifier(), context())
+
+
+def test_shapes_alone_share_out_without_examples() -> None:
+    step = PruneTiles(0.5, "magnitude", allocate="erk", tile="1x1", ends=True, smallest=0)
+    found = step(three_layers(), context()).graph
+    shares = [float((layer.matrix() == 0).mean()) for layer in linear_layers(found)]
+    assert shares[0] > shares[1] > shares[2]
