@@ -43,7 +43,7 @@ class Differentiable:
         from tilewright.autograd_ops import translate
 
         self._nodes = graph.nodes
-        self._steps = [translate(node) for node in self._nodes]
+        self._steps = [translate(node, graph.opset) for node in self._nodes]
         self._fixed: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor] = {}
         for name, tensor in graph.gs.tensors().items():

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from tilewright.errors import UnusableInput
-from tilewright.graph import is_constant
+from tilewright.graph import is_constant, static_shape
 
 Tensor = torch.Tensor
 # Takes a node's inputs, None for those left out, and returns its outputs.
@@ -21,9 +21,11 @@ class _NotCovered(Exception):
     """A node does something that has no translation; the reason is for the user."""
 
 
-def translate(node: gs.Node) -> Step:
+def translate(node: gs.Node, opset: int) -> Step:
     """Return what runs a node. Raises UnusableInput where it is not covered."""
     known = _RULES if node.domain in (None, "", "ai.onnx") else {}
+    if opset < 13:
+        known = known | _BEFORE_13
     try:
         return known.get(node.op, _unknown)(node)
     except _NotCovered as error:
@@ -65,22 +67,25 @@ def _needed(node: gs.Node, index: int, attribute: str = "") -> list[int]:
     return found
 
 
-def _constant_number(node: gs.Node, index: int, attribute: str, default: float) -> float:
+def _number(node: gs.Node, index: int, attribute: str) -> float | int | None:
+    """Read a number from a constant input, or an attribute; None where there is neither."""
     if attribute in node.attrs:
         return float(node.attrs[attribute])
     if index >= len(node.inputs) or not node.inputs[index].name:
-        return default
+        return None
     if not is_constant(node.inputs[index]):
         raise _NotCovered(f'"{node.inputs[index].name}" would have to be a constant')
-    return float(node.inputs[index].values.item())
+    found: float | int = node.inputs[index].values.item()
+    return found
 
 
 # ---- element by element ----
 
 
 def _clip(node: gs.Node) -> Step:
-    low = _constant_number(node, 1, "min", -math.inf)
-    high = _constant_number(node, 2, "max", math.inf)
+    low, high = _number(node, 1, "min"), _number(node, 2, "max")
+    if low is None and high is None:
+        return lambda x, *_: (x,)
     return lambda x, *_: (torch.clamp(x, low, high),)
 
 
@@ -218,7 +223,7 @@ def _gather(node: gs.Node) -> Step:
 def _pad(node: gs.Node) -> Step:
     if node.attrs.get("mode", "constant") != "constant" or len(node.inputs) > 3:
         raise _NotCovered("only padding of all axes with a constant is covered")
-    pads, value = _needed(node, 1, "pads"), _constant_number(node, 2, "value", 0.0)
+    pads, value = _needed(node, 1, "pads"), _number(node, 2, "value") or 0.0
     return lambda x, *_: (functional.pad(x, _innermost_first(pads), value=value),)
 
 
@@ -245,6 +250,16 @@ def _softmax(function: Callable[..., Tensor]) -> Callable[[gs.Node], Step]:
     def rule(node: gs.Node) -> Step:
         axis = int(node.attrs.get("axis", -1))
         return lambda x: (function(x, dim=axis),)
+
+    return rule
+
+
+def _flat_softmax(function: Callable[..., Tensor]) -> Callable[[gs.Node], Step]:
+    """Return the rule of before opset 13, where all from the axis on is one row."""
+
+    def rule(node: gs.Node) -> Step:
+        axis = int(node.attrs.get("axis", 1))
+        return lambda x: (function(x.flatten(axis), dim=-1).reshape(x.shape),)
 
     return rule
 
@@ -396,8 +411,20 @@ def _resize(node: gs.Node) -> Step:
     mode = node.attrs.get("mode", "nearest")
     where = node.attrs.get("coordinate_transformation_mode", "half_pixel")
     rounding = node.attrs.get("nearest_mode", "round_prefer_floor")
-    if not sizes or not all(isinstance(n, int | np.integer) for n in sizes) or len(sizes) != 4:
+    before = static_shape(node.inputs[0])
+    if static_shape(node.outputs[0]) is None or before is None or len(before) != 4:
         raise _NotCovered("only images of known sizes are covered")
+    if list(before[:2]) != list(sizes[:2]) or node.attrs.get("antialias", 0):
+        raise _NotCovered("only height and width may change, without antialias")
+    if (
+        node.attrs.get("axes")
+        or node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+    ):
+        raise _NotCovered("only sizes of all axes are covered")
+    if not _whole(node, before, sizes):
+        raise _NotCovered("its scales do not make whole sizes")
+    if where == "pytorch_half_pixel" and 1 in sizes[2:]:
+        raise _NotCovered('"pytorch_half_pixel" to size 1 is not covered')
     spatial = [int(n) for n in sizes[2:]]
     if mode == "nearest" and where == "asymmetric" and rounding == "floor":
         return lambda x, *_: (functional.interpolate(x, spatial, mode="nearest"),)
@@ -407,6 +434,17 @@ def _resize(node: gs.Node) -> Step:
             functional.interpolate(x, spatial, mode="bilinear", align_corners=aligned),
         )
     raise _NotCovered(f'mode "{mode}" with "{where}" and "{rounding}" is not covered')
+
+
+def _whole(node: gs.Node, before: Sequence[int], after: Sequence[int]) -> bool:
+    """Say whether the scales, if there are some, are just the ratios of the sizes."""
+    scales = node.inputs[2] if len(node.inputs) > 2 else None
+    if scales is None or not scales.name:
+        return True
+    if not is_constant(scales):
+        return False
+    ratios = np.divide(after, before)
+    return not scales.values.size or bool(np.allclose(scales.values, ratios, rtol=1e-6))
 
 
 def _max(*tensors: Tensor) -> Tensor:
@@ -482,4 +520,11 @@ _RULES: dict[str, Callable[[gs.Node], Step]] = {
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _single(torch.where),
+}
+# What was otherwise in opsets before 13.
+_BEFORE_13: dict[str, Callable[[gs.Node], Step]] = {
+    "LogSoftmax": _flat_softmax(torch.log_softmax),
+    # Before opset 11 it placed its samples in another way.
+    "Resize": _unknown,
+    "Softmax": _flat_softmax(torch.softmax),
 }

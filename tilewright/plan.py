@@ -120,17 +120,17 @@ def plan_of(graph: Graph, target: Target) -> Plan:
         tiles = [tile for tile in (first, *rest) if tile != Tile(1)]
         layouts: list[Layout] = [*tiles, *_PATTERNS, Tile(1)]
         for layout in layouts:
-            if share := _explained(zeros, layout, layer.taps):
+            if share := _explained(zeros, layout, layer.taps, target.gathers_rows(layer)):
                 levels[layer.name] = {"sparsity": round(share, 6), "tile": str(layout)}
                 break
     return Plan(levels)
 
 
-def _explained(zeros: np.ndarray, layout: Layout, taps: int) -> float:
+def _explained(zeros: np.ndarray, layout: Layout, taps: int, gathers: bool) -> float:
     """Return the sparsity in a layout that accounts for a layer's zeros, or 0."""
     if isinstance(layout, Pattern):
         return layout.sparsity if _follows(zeros, layout, taps) else 0.0
-    empty = empty_tiles(zeros, layout)
+    empty = empty_tiles(zeros, layout, gathers)
     accounted = _area(empty, layout, zeros.shape) >= _ACCOUNTED * zeros.sum()
     return float(empty.mean()) if accounted else 0.0
 
@@ -145,12 +145,14 @@ def _follows(zeros: np.ndarray, pattern: Pattern, taps: int) -> bool:
     return bool((np.add.reduceat(zeros[:, order], starts, axis=1, dtype=int) == limits).all())
 
 
-def empty_tiles(zeros: np.ndarray, tile: Tile) -> np.ndarray:
+def empty_tiles(zeros: np.ndarray, tile: Tile, gathers: bool) -> np.ndarray:
     """Return which tiles hold zeros only, (row tiles, column blocks).
 
-    The rows of a tile are those that were pruned together (row_groups.py).
+    The rows of a tile are neighbours, or with `gathers` those that were pruned together
+    (row_groups.py).
     """
-    zeros = zeros[gathered(~zeros, tile.outputs)]
+    if gathers:
+        zeros = zeros[gathered(~zeros, tile.outputs)]
     outputs, inputs = zeros.shape
     rows, columns = -(-outputs // tile.outputs), -(-inputs // tile.inputs)
     padded = np.ones((rows * tile.outputs, columns * tile.inputs), dtype=bool)

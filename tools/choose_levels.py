@@ -18,6 +18,7 @@ Judge = Callable[[Levels], float]
 _BUILDS = 6  # of a search for a latency
 _HALVINGS = 6  # of a search for an agreement
 _NEAR = 0.95  # of the budget: what is this near to it is not made slower again
+_ROUNDING = 1e-6  # of an agreement: folding changes the last places of answers
 _STEP = 0.98  # by which less is asked for until the choice changes
 
 
@@ -129,6 +130,7 @@ def at_floor(
     asking for more time gives worse answers. Where not even the dense network holds the floor,
     that is returned.
     """
+    floor -= _ROUNDING
     if agreement(table.fastest) >= floor:
         return Choice(table.fastest, True)
     best = table.dense

@@ -281,16 +281,20 @@ def measured_levels(run: Run, pipeline: Pipeline, context: Context) -> dict[str,
         return dict(levels)
     for layer in linear_layers(run.graph):
         own = context.target.tile_for(layer, context.precision)
-        tile = parse_layout(fixed[-1]) if any(fixed) else own
-        share = tile.sparsity if isinstance(tile, Pattern) else _empty_share(layer, tile)
+        tile = parse_layout(fixed[-1]) if fixed[-1] else own
+        gathers = context.target.gathers_rows(layer, context.precision)
+        if isinstance(tile, Pattern):
+            share = tile.sparsity
+        else:
+            share = _empty_share(layer, tile, gathers)
         if layer.name in run.pruned and share > 0:
             levels.setdefault(layer.name, {}).update(sparsity=share, tile=str(tile))
     return dict(levels)
 
 
-def _empty_share(layer: Layer, tile: Tile) -> float:
+def _empty_share(layer: Layer, tile: Tile, gathers: bool) -> float:
     zeros = layer.matrix() == 0
-    return float(empty_tiles(zeros, tile).mean()) if zeros.size else 0.0
+    return float(empty_tiles(zeros, tile, gathers).mean()) if zeros.size else 0.0
 
 
 def _latency(

@@ -68,7 +68,8 @@ def check_precision(target: Target, precision: str) -> None:
 
 def reads_plan(step: Pass) -> bool:
     """Say whether a plan, which shares a sparsity out among layers, overrules a pass."""
-    return {"sparsity", "allocate"} <= {option.name for option in pass_options(type(step))}
+    options = {option.name for option in pass_options(type(step))}
+    return "sparsity" in options and bool(options & {"tile", "allocate"})
 
 
 def _report_overruled(pipeline: Pipeline, sparsity: float, report: Report) -> None:

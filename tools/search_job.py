@@ -42,6 +42,11 @@ class Search:
                 f"--accuracy-floor {floor:g}: it says how well the answers are to agree with "
                 f"the dense network's, above 0 and up to 1. Try --accuracy-floor {meant}."
             )
+        if self.file.is_dir() or not self.file.name:
+            raise UnusableInput(
+                f'Output "{self.file}" is a folder. Give the plan a file, such as '
+                "--output plan.json."
+            )
         if not self.file.parent.is_dir():
             raise UnusableInput(
                 f'Output "{self.file}": the folder "{self.file.parent}" does not exist. '

@@ -11,6 +11,7 @@ from tilewright.autograd import require_torch
 from tilewright.calibration import Calibration
 from tilewright.graph import Graph
 from tilewright.protocol import Context, Pass, Report
+from tilewright.version import VERSION
 
 
 class Checkpoint:
@@ -51,14 +52,16 @@ class Checkpoint:
     def remove(self) -> None:
         """Forget: training has come to its end."""
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
 
 
 def checkpoint_of(
     step: Pass, graphs: Sequence[Graph], calibration: Calibration, context: Context
 ) -> Checkpoint:
     """Return the checkpoint of a pass that trains on these."""
-    key = _key_of((step, context.seed), graphs, calibration)
+    known = (step, context.seed, str(context.plan), context.target, context.precision, VERSION)
+    key = _key_of(known, graphs, calibration)
     return Checkpoint(step.name, context.unfinished, key, context.report)
 
 

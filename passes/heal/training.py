@@ -25,6 +25,7 @@ _WARM_UP = 0.1  # of all steps, in which the rate rises
 _LEAST = 0.01  # of the rate
 _AT_ONCE = 8  # samples that a thread judges together
 _TINY = 1e-20
+_SHORT = 1e-6  # a length, below which a direction says nothing
 
 # What happens before a step: it gets the number of the step, and its samples.
 Before = Callable[[int, Sequence[Feeds]], None]
@@ -96,7 +97,7 @@ class Training:
     ) -> None:
         """Make `graph`, which has its nodes in order, trainable.
 
-        Raises UnusableInput where there is no gradient through it.
+        Raises UnusableInput where there is no gradient through it, or nothing to train.
         """
         self._torch = require_torch(options.name)
         # Threads of ours run samples side by side, each on one thread of torch's.
@@ -110,6 +111,11 @@ class Training:
         fitted, held = calibration.held_out(_HELD_OUT)
         self._samples, self._judges = list(fitted.feeds()), list(held.feeds())
         weights = list(self._student.weights.values())
+        if not weights:
+            raise UnusableInput(
+                f"{options.name}: no weights of the network are float32, and no others are "
+                f"trained. Leave {options.name} out, or give the model in float32."
+            )
         self._optimizer = self._torch.optim.Adam(weights, lr=options.rate)
         self.epoch = 0
         self.first = self.best = math.inf
@@ -179,8 +185,9 @@ class Training:
             aim = torch.from_numpy(np.stack([each[name] for each in aims]))
             away = _AWAY[self._options.loss](found[name], aim, 2 if aim.ndim > 4 else -1)
             counted = [real_positions(sample, away.shape[1:]) for sample in samples]
-            real = torch.from_numpy(np.stack(counted)).flatten(1)
-            losses = losses + (away.flatten(1) * real).sum(1) / real.sum(1)
+            real = torch.from_numpy(np.stack(counted)).reshape(len(samples), -1)
+            away = away.reshape(len(samples), -1)
+            losses = losses + (away * real).sum(1) / real.sum(1)
         return losses / len(self._wanted)
 
     def _run_epoch(self, report: Report, before: Before) -> None:
@@ -234,7 +241,9 @@ class Training:
     def _gradients(self, batch: Sequence[Feeds]) -> "list[Tensor]":
         weights = list(self._student.weights.values())
         parts = spread_over_cores(
-            lambda part: self._torch.autograd.grad(self.losses(part).sum(), weights),
+            lambda part: self._torch.autograd.grad(
+                self.losses(part).sum(), weights, materialize_grads=True
+            ),
             _parts(batch, -(-len(batch) // oracle.cores())),
         )
         return [sum(gradients) / len(batch) for gradients in zip(*parts, strict=True)]
@@ -253,8 +262,8 @@ class Training:
 
 
 def _angles(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
-    dots = (found * aim).sum(axis)
-    away: Tensor = 1 - dots / (found.norm(dim=axis) * aim.norm(dim=axis)).clamp_min(_TINY)
+    lengths = found.norm(dim=axis).clamp_min(_SHORT) * aim.norm(dim=axis).clamp_min(_SHORT)
+    away: Tensor = 1 - (found * aim).sum(axis) / lengths
     return away
 
 

@@ -155,4 +155,4 @@ def entropic_shares(
     """
     importance = 1 - np.asarray(alikeness, dtype=float)
     shares = len(importance) * share * softmax(-importance / epsilon)
-    return np.minimum(shares, _MOST_ENTROPIC)
+    return np.asarray(np.minimum(shares, _MOST_ENTROPIC))

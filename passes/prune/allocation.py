@@ -51,6 +51,7 @@ class Question:
     report: Report
     alpha: float = 0.0
     rankings: Callable[[], Sequence[tuple[np.ndarray, np.ndarray]]] = tuple
+    seed: int = 0
 
     @cached_property
     def probe(self) -> Probe:
@@ -130,7 +131,9 @@ def _searched(question: Question) -> list[int]:
     def judge(levels: Sequence[int]) -> float:
         return question.error(counted(levels))
 
-    return counted(spdy(costs, saves, budget, judge, evaluations=_EVALUATIONS))
+    return counted(
+        spdy(costs, saves, budget, judge, seed=question.seed, evaluations=_EVALUATIONS)
+    )
 
 
 def _prioritized(question: Question) -> list[int]:

@@ -116,7 +116,8 @@ class PruneChannels:
         def report(text: str) -> None:
             context.report(f"{self.name}: {text}")
 
-        check_allocation(self.name, self.allocate, context)
+        if context.plan is None:
+            check_allocation(self.name, self.allocate, context)
         dense = graph.edit().sorted()
         pruned = dense.edit()
         couplings = Couplings(pruned)
@@ -135,11 +136,12 @@ class PruneChannels:
         if calibration is None and criterion == OBS:
             criterion = "magnitude"
             notes += self._warned(context, choices)
-        for each in (criterion, *(self.rankings if self.allocate == TOLERANCE else ())):
+        ranks = self.allocate == TOLERANCE and context.plan is None
+        for each in (criterion, *(self.rankings if ranks else ())):
             check_criterion(self.name, each, dense, calibration)
         asked = Entries(dense, couplings, choices, calibration, self.damp, context.seed)
         with one_blas_thread():
-            if self.allocate != UNIFORM and context.plan is None:
+            if self.allocate != UNIFORM and context.plan is None and choices:
                 choices = self._allocated(asked, criterion, report)
             taking = self._taking(criterion, asked._replace(choices=choices))
             gone = taking.taken(
@@ -172,7 +174,7 @@ class PruneChannels:
         left = max(1, round((1 - self.sparsity) * size))
         if size < 4 * self.multiple or left == size:
             return left
-        return max(self.multiple, round(left / self.multiple) * self.multiple)
+        return min(size, max(self.multiple, round(left / self.multiple) * self.multiple))
 
     def _taking(self, criterion: str, asked: Entries) -> Taking:
         scored = criterion != OBS and asked.choices
@@ -206,6 +208,7 @@ class PruneChannels:
             report,
             self.alpha,
             rankings,
+            asked.seed,
         )
         removed = dict(zip(places, ALLOCATORS[self.allocate].of(question), strict=True))
         settled = [c._replace(kept=c.dimension.size - removed[c.dimension]) for c in choices]

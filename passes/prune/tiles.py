@@ -115,7 +115,8 @@ class PruneTiles:
         Raises UnusableInput where criterion or allocator have not what they need, or
         rows="global" nothing to tell rows apart by.
         """
-        check_allocation(self.name, self.allocate, context)
+        if context.plan is None:
+            check_allocation(self.name, self.allocate, context)
         if self.rows == "global" and (context.calibration is None or self.criterion != OBS):
             raise UnusableInput(
                 "prune-tiles: rows=global compares what tiles do to a layer's outputs: "
@@ -157,7 +158,7 @@ class PruneTiles:
                 drop_smallest(layer, layer.matrix(), choices[layer.name])
         with one_blas_thread():
             asked = Weights(dense, solved, calibration, self.damp, context.seed)
-            if self.allocate != UNIFORM and context.plan is None:
+            if self.allocate != UNIFORM and context.plan is None and solved:
                 choices |= self._allocated(asked, criterion, choices, context)
             magnitudes = self._magnitudes(criterion, asked)
             if calibration is None or not self._walks(criterion):
@@ -216,6 +217,7 @@ class PruneTiles:
             self.sparsity,
             self.floor,
             lambda text: context.report(f"{self.name}: {text}"),
+            seed=context.seed,
         )
         removed = ALLOCATORS[self.allocate].of(question)
         return {

@@ -202,3 +202,42 @@ def test_a_real_model_answers_as_under_onnxruntime(name: str) -> None:
             # Of the largest answer: sums in another order, through up to a hundred layers.
             off = np.abs(found[name_][index].numpy() - expected).max()
             assert off <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("op", ["Softmax", "Softmax<axis=2>", "LogSoftmax", "Softmax<axis=-1>"])
+def test_before_opset_13_a_softmax_takes_all_axes_behind_its_own_as_one(op: str) -> None:
+    text = f"g (float[1,3,4,5] x) => (float[1,3,4,5] y) {{ y = {op}(x) }}"
+    answers_as_onnxruntime_does(graph_of(text, opset=11))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs"),
+    [
+        ('mode="linear"', ", , scales"),
+        ('mode="linear", antialias=1', ", , , sizes"),
+        ('mode="linear", coordinate_transformation_mode="pytorch_half_pixel"', ", , , one"),
+        ('mode="linear"', ", , , channels"),
+        ('mode="cubic"', ", , , sizes"),
+    ],
+)
+def test_a_resize_that_torch_does_otherwise_is_refused(attributes: str, inputs: str) -> None:
+    weights: dict[str, Any] = {
+        "scales": np.array([1, 1, 1.7, 2.3], np.float32),
+        "sizes": np.array([1, 3, 8, 10]),
+        "one": np.array([1, 3, 1, 10]),
+        "channels": np.array([1, 6, 8, 10]),
+    }
+    used = {n: v for n, v in weights.items() if n in inputs}
+    nodes = f"r = Resize<{attributes}>(x{inputs})  y = Tanh(r)"
+    graph = graph_of(f"g (float[1,3,4,5] x) => (float y) {{ {nodes} }}", **used)
+    with pytest.raises(UnusableInput, match="no gradient through Resize"):
+        Differentiable(graph, [])
+
+
+def test_whole_numbers_stay_whole() -> None:
+    text = "g (int64[1,6] x) => (int64[1,6] y) { c = Clip(x, low, high)  y = Div(c, two) }"
+    limits: dict[str, Any] = {"low": np.int64(-3), "high": np.int64(5), "two": np.array([2])}
+    graph = graph_of(text, **limits)
+    x = np.array([[-9, -3, 1, 3, 5, 9]])
+    found = Differentiable(graph, [])({"x": torch.from_numpy(x[None])}, ["y"])["y"][0]
+    np.testing.assert_array_equal(found.numpy(), oracle.run(graph, {"x": x})["y"])

@@ -274,3 +274,25 @@ def test_by_gradient_more_comes_back_than_by_least_squares_and_the_more_the_spar
     # At 50 % both are within half a percent of the dense network.
     assert ahead[0] > -0.005
     assert (np.diff(ahead) > 0.02).all()
+
+
+def test_outputs_without_a_gradient_and_without_positions_are_no_obstacle() -> None:
+    text = """g (float[1,8] x) => (float[4] y, bool[1,4] z) {
+        a = MatMul(x, w)  y = Squeeze(a)  b = MatMul(x, v)  z = Greater(b, zero)
+    }"""
+    weights: dict[str, Any] = {"w": normal(8, 4), "v": normal(8, 4), "zero": np.float32(0)}
+    dense = small_graph(text, **weights)
+    sparse = PruneWeights(sparsity=0.5)(dense, Context(DEVICE)).graph
+    data = Calibration.from_arrays({"x": normal(16, 8)}, dense.inputs)
+    healed = FAST(sparse, Context(DEVICE, data, dense=dense)).graph
+    assert not np.array_equal(healed.constants()["w"], sparse.constants()["w"])
+    np.testing.assert_array_equal(healed.constants()["v"], sparse.constants()["v"])
+
+
+def test_weights_that_are_not_float32_are_refused() -> None:
+    text = "g (double[1,8] x) => (double[1,4] y) { y = MatMul(x, w) }"
+    dense = small_graph(text, w=normal(8, 4).astype(np.float64))
+    sparse = PruneWeights(sparsity=0.5)(dense, Context(DEVICE)).graph
+    data = Calibration.from_arrays({"x": normal(16, 8).astype(np.float64)}, dense.inputs)
+    with pytest.raises(UnusableInput, match="no weights of the network are float32"):
+        FAST(sparse, Context(DEVICE, data, dense=dense))

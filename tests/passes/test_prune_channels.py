@@ -512,3 +512,23 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: s
 def test_an_unknown_layer_to_skip_is_refused() -> None:
     with pytest.raises(UnknownName, match="elsewhere"):
         prune(PruneChannels(skip=("elsewhere",)))
+
+
+def test_a_small_share_of_a_dimension_never_takes_more_than_there_is() -> None:
+    text = (
+        "g (float[1,8] x) => (float[1,4] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"
+    )
+    graph = small_graph(text, w=normal(8, 39), v=normal(39, 4))
+    step = PruneChannels(0.03, "magnitude", ends=True, smallest=0)
+    outcome = step(graph, context())
+    assert shapes(outcome.graph)["w"] == (8, 39)
+    assert not any("removed" in note.reason for note in outcome.notes)
+
+
+@pytest.mark.parametrize("how", ["global", "spdy", "entropic", "tolerance"])
+def test_where_nothing_may_go_nothing_is_asked(how: str) -> None:
+    text = "g (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }"
+    graph = small_graph(text, w=normal(8, 4))
+    data = Calibration.from_arrays({"x": normal(16, 8)}, graph.inputs)
+    found = PruneChannels(allocate=how)(graph, context(data)).graph
+    assert shapes(found)["w"] == (8, 4)

@@ -182,6 +182,20 @@ def test_interrupted_before_or_after_the_last_round_it_ends_as_if_it_had_not_bee
         np.testing.assert_array_equal(resumed.constants()[name], values)
 
 
+def test_what_was_interrupted_under_another_plan_is_not_gone_on_with(tmp_path: Path) -> None:
+    def until_second(text: str) -> None:
+        if "epoch 2 of" in text:
+            raise Interrupted
+
+    other = Plan({FIRST: {"sparsity": 0.75}})
+    with pytest.raises(Interrupted):
+        prune(pruning(), unfinished=tmp_path, report=until_second, plan=other)
+    plan = Plan({LAST: {"sparsity": 0.25}})
+    first, _, last = linear_layers(prune(pruning(), unfinished=tmp_path, plan=plan))
+    assert first.matrix().all()
+    assert (last.matrix() == 0).mean() == 0.25
+
+
 def test_a_plan_says_how_much_of_which_layer_goes() -> None:
     plan = Plan({FIRST: {"sparsity": 0.5, "tile": "2x3"}, LAST: {"sparsity": 0.25}})
     first, second, last = linear_layers(prune(pruning(), plan=plan))

@@ -361,3 +361,29 @@ def test_a_skipped_layer_must_exist() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UnusableInput, match=message):
         PruneTiles(**options)
+
+
+@pytest.mark.parametrize("how", ["global", "spdy", "entropic", "prioritized"])
+def test_where_nothing_may_go_nothing_is_asked(how: str) -> None:
+    graph = small_graph(
+        "g (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }", w=normal(8, 4)
+    )
+    data = Calibration.from_arrays({"x": normal(16, 8)}, graph.inputs)
+    found = PruneTiles(allocate=how)(graph, context(data)).graph
+    np.testing.assert_array_equal(found.constants()["w"], graph.constants()["w"])
+
+
+def test_a_plan_overrules_an_allocator_that_lacks_data() -> None:
+    plan = Plan({SECOND: level(0.5, "4x1")})
+    pruned = PruneTiles(allocate="global")(three_layers(), context(plan=plan)).graph
+    assert list(plan_of(pruned, DEVICE).levels) == [SECOND]
+
+
+def test_rows_that_share_zeros_are_no_tile_where_neighbours_are_stored_together() -> None:
+    weights = normal(12, 16)
+    weights[:6, ::2] = 0
+    weights[6:, 1::2] = 0
+    text = "g (float[1,16,12] x) => (float[1,16,16] y) { y = MatMul(x, w) }"
+    graph = small_graph(text, w=weights)
+    assert {str(at["tile"]) for at in plan_of(graph, DEVICE).levels.values()} == {"4x1"}
+    assert "4x1" not in {str(at["tile"]) for at in plan_of(graph, CHANNELS).levels.values()}

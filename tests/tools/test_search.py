@@ -348,3 +348,11 @@ def test_without_data_or_layers_there_is_nothing_to_search(
     assert ended.code == 2
     assert "has no prune-tiles" in ended.err
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_plan_that_would_be_a_folder_is_refused_before_any_work(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    for place in (".", str(tmp_path)):
+        ended = search(run, model, target, "--latency-budget", "1ms", "--output", place)
+        assert (ended.code, "is a folder" in ended.err) == (2, True)
