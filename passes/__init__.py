@@ -13,7 +13,7 @@ PASSES: dict[str, str] = {
     "heal": "tilewright.passes.heal.align:Heal",
     "match-tiles": "tilewright.passes.prune.match:MatchTiles",
     "prune-channels": "tilewright.passes.prune.channels:PruneChannels",
-    "prune-gradually": "tilewright.passes.prune.gradual:PruneGradually",
+    "prune-gradually": "tilewright.passes.heal.gradual:PruneGradually",
     "prune-tiles": "tilewright.passes.prune.tiles:PruneTiles",
     "prune-weights": "tilewright.passes.prune.magnitude:PruneWeights",
     "quantize": "tilewright.passes.quantize.static:Quantize",

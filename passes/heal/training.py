@@ -1,7 +1,8 @@
 """Training: bring a network's internal states near to the dense network's, by gradient."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -13,8 +14,8 @@ from tilewright.columns import real_positions
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph, constant, with_outputs
 from tilewright.passes.heal.checkpoint import Checkpoint
-from tilewright.passes.heal.states import internal_states, supports, vectors
 from tilewright.protocol import Context, Feeds, Report
+from tilewright.states import internal_states, supports, vectors
 from tilewright.threads import spread_over_cores
 
 if TYPE_CHECKING:
@@ -100,8 +101,6 @@ class Training:
         Raises UnusableInput where there is no gradient through it, or nothing to train.
         """
         self._torch = require_torch(options.name)
-        # Threads of ours run samples side by side, each on one thread of torch's.
-        self._torch.set_num_threads(1)
         self._options, self._seed, self._graph = options, seed, graph
         self._wanted = internal_states(graph, dense)
         self._teacher = oracle.session(with_outputs(dense, self._wanted), threads=1)
@@ -240,12 +239,13 @@ class Training:
 
     def _gradients(self, batch: Sequence[Feeds]) -> "list[Tensor]":
         weights = list(self._student.weights.values())
-        parts = spread_over_cores(
-            lambda part: self._torch.autograd.grad(
-                self.losses(part).sum(), weights, materialize_grads=True
-            ),
-            _parts(batch, -(-len(batch) // oracle.cores())),
-        )
+        with self._one_torch_thread():
+            parts = spread_over_cores(
+                lambda part: self._torch.autograd.grad(
+                    self.losses(part).sum(), weights, materialize_grads=True
+                ),
+                _parts(batch, -(-len(batch) // oracle.cores())),
+            )
         return [sum(gradients) / len(batch) for gradients in zip(*parts, strict=True)]
 
     def _judged(self) -> float:
@@ -255,7 +255,19 @@ class Training:
             with self._torch.no_grad():
                 return float(self.losses(part).sum())
 
-        return sum(spread_over_cores(one, _parts(self._judges, _AT_ONCE))) / len(self._judges)
+        with self._one_torch_thread():
+            losses = spread_over_cores(one, _parts(self._judges, _AT_ONCE))
+        return sum(losses) / len(self._judges)
+
+    @contextlib.contextmanager
+    def _one_torch_thread(self) -> Iterator[None]:
+        """Threads of ours run samples side by side, each on one thread of torch's."""
+        before = self._torch.get_num_threads()
+        self._torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            self._torch.set_num_threads(before)
 
     def _copied(self) -> dict[str, "Tensor"]:
         return {name: w.detach().clone() for name, w in self._student.weights.items()}

@@ -11,9 +11,9 @@ from tilewright.calibration import Calibration
 from tilewright.columns import real_positions
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph, with_outputs
-from tilewright.passes.heal.states import internal_states
 from tilewright.passes.prune.criteria import alikeness
 from tilewright.protocol import Feeds
+from tilewright.states import internal_states
 
 
 class Block(NamedTuple):

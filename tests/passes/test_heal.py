@@ -23,11 +23,11 @@ from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layout import Tile
 from tilewright.passes import PASSES
-from tilewright.passes.heal.states import internal_states, supports, vectors
 from tilewright.passes.prune import obs
 from tilewright.passes.prune.magnitude import PruneWeights
 from tilewright.pipeline import Pipeline
 from tilewright.protocol import Context
+from tilewright.states import internal_states, supports, vectors
 
 torch = pytest.importorskip("torch")
 align = pytest.importorskip("tilewright.passes.heal.align")
@@ -296,3 +296,13 @@ def test_weights_that_are_not_float32_are_refused() -> None:
     data = Calibration.from_arrays({"x": normal(16, 8).astype(np.float64)}, dense.inputs)
     with pytest.raises(UnusableInput, match="no weights of the network are float32"):
         FAST(sparse, Context(DEVICE, data, dense=dense))
+
+
+def test_torch_has_as_many_threads_afterwards_as_before() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        heal()
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)

@@ -18,14 +18,14 @@ from tilewright.layers import linear_layers
 from tilewright.layout import Tile
 from tilewright.passes import PASSES
 from tilewright.passes.heal.checkpoint import Checkpoint
-from tilewright.passes.prune.regrow import largest, mean_squares
+from tilewright.passes.heal.regrow import largest, mean_squares
 from tilewright.passes.prune.schedule import cubic
 from tilewright.pipeline import Pipeline
 from tilewright.plan import Plan
 from tilewright.protocol import Context, Feeds, silent
 
 torch = pytest.importorskip("torch")
-gradual = pytest.importorskip("tilewright.passes.prune.gradual")
+gradual = pytest.importorskip("tilewright.passes.heal.gradual")
 training = pytest.importorskip("tilewright.passes.heal.training")
 
 FIRST, SECOND, LAST = (layer.name for layer in linear_layers(three_layers()))

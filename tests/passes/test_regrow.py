@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.small_models import normal
 from tilewright.layout import Tile
-from tilewright.passes.prune.regrow import exchanged, largest, mean_squares
+from tilewright.passes.heal.regrow import exchanged, largest, mean_squares
 
 sizes = st.integers(1, 9)
 

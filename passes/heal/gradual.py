@@ -13,11 +13,11 @@ from tilewright.graph import Graph, constant
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
 from tilewright.passes.heal.checkpoint import checkpoint_of
+from tilewright.passes.heal.regrow import exchanged, largest, mean_squares
 from tilewright.passes.heal.training import Training, check_options, examples, wrong
 from tilewright.passes.prune.candidates import candidates
 from tilewright.passes.prune.choose_tiles import Choice
 from tilewright.passes.prune.obs import spread
-from tilewright.passes.prune.regrow import exchanged, largest, mean_squares
 from tilewright.passes.prune.schedule import cosine, cubic
 from tilewright.passes.prune.tiles import planned
 from tilewright.protocol import Context, Feeds, Note, Outcome
