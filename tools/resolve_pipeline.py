@@ -44,6 +44,12 @@ def resolve_pipeline(
                 f'--sparsity {sparsity}: no pass of the pipeline "{pipeline}" prunes, so it '
                 "would have no effect. Add prune-tiles, or leave the option out."
             )
+        if all(_settles_itself(p) for p in pipeline.passes if _prunes(p)):
+            raise UnusableInput(
+                f'--sparsity {sparsity}: in the pipeline "{pipeline}" patterns, or allocators '
+                "that go by a floor or a tolerance, say how much goes, so it would have no "
+                "effect. Leave it out, or them."
+            )
         if text is not None:
             _report_overruled(pipeline, sparsity, report)
         pipeline = pipeline.replace("sparsity", sparsity)
@@ -76,6 +82,16 @@ def _report_overruled(pipeline: Pipeline, sparsity: float, report: Report) -> No
     for step, written in zip(pipeline.passes, pipeline.written, strict=True):
         if "sparsity" in written and (found := vars(step)["sparsity"]) != sparsity:
             report(f"--sparsity {sparsity} overrules {step.name}{{sparsity={found}}}")
+
+
+def _settles_itself(step: Pass) -> bool:
+    """Say whether a pass has a sparsity of its own: by a pattern, or by its allocator."""
+    from tilewright.passes.prune.allocation import ALLOCATORS
+
+    options = vars(step)
+    allocator = ALLOCATORS.get(str(options.get("allocate", "")))
+    by_itself = allocator is not None and not allocator.by_sparsity
+    return by_itself or ":" in str(options.get("tile", ""))
 
 
 def _prunes(step: Pass) -> bool:

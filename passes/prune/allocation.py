@@ -160,7 +160,7 @@ def _entropic(question: Question) -> list[int]:
 class Allocator(NamedTuple):
     """How entries are shared out, what is measured for it, and by which passes.
 
-    `needs` is "examples", or nothing.
+    `needs` is "examples", or nothing. Without `by_sparsity` it settles itself how much goes.
     """
 
     about: str
@@ -168,6 +168,7 @@ class Allocator(NamedTuple):
     needs: tuple[str, ...]
     passes: tuple[str, ...]
     of: Callable[[Question], list[int]]
+    by_sparsity: bool = True
 
 
 ALLOCATORS: Mapping[str, Allocator] = {
@@ -212,6 +213,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
         needs=("examples",),
         passes=("prune-channels", "prune-tiles"),
         of=lambda q: safe_rates.sensitivity(q.places, q.agreement, q.floor),
+        by_sparsity=False,
     ),
     "prioritized": Allocator(
         about="From the largest place down as much as the floor allows.",
@@ -226,6 +228,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
         needs=("examples",),
         passes=("prune-channels",),
         of=lambda q: tolerance_of_differences(q.places, q.rankings(), q.alpha),
+        by_sparsity=False,
     ),
     "entropic": Allocator(
         about="More from blocks that change the residual stream little.",

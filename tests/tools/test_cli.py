@@ -346,6 +346,11 @@ def test_a_model_that_cannot_be_used_is_one_message(
         (("--pipeline", "prune-tiles{sparsity=2}"), "sparsity is 2.0"),
         (("--pipeline", "fold-constants", "--sparsity", "0.5"), "would have no effect"),
         (("--pipeline", "fold-constants", "--plan", "p.json"), "would have no effect"),
+        (("--pipeline", "prune-tiles{tile=2:4}", "--sparsity", "0.6"), "say how much goes"),
+        (
+            ("--pipeline", "prune-channels{allocate=tolerance}", "--sparsity", "0.6"),
+            "say how much goes",
+        ),
         (("--plan", "none.json"), 'Plan "none.json" cannot be read'),
         (("--dim", "x"), "--dim x: write NAME=N"),
         (("--dim", "x=one"), "--dim x=one: write NAME=N"),
