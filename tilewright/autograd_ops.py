@@ -9,26 +9,26 @@ import onnx_graphsurgeon as gs
 import torch
 from torch.nn import functional
 
+from tilewright.autograd_reading import (
+    NotCovered,
+    Step,
+    Tensor,
+    innermost_first,
+    needed,
+    number,
+    static,
+)
+from tilewright.autograd_windows import average_pool, conv, conv_transpose, max_pool, resize
 from tilewright.errors import UnusableInput
-from tilewright.graph import is_constant, static_shape
-
-Tensor = torch.Tensor
-# Takes a node's inputs, None for those left out, and returns its outputs.
-Step = Callable[..., Sequence[Tensor]]
-
-
-class _NotCovered(Exception):
-    """A node does something that has no translation; the reason is for the user."""
 
 
 def translate(node: gs.Node, opset: int) -> Step:
     """Return what runs a node. Raises UnusableInput where it is not covered."""
-    known = _RULES if node.domain in (None, "", "ai.onnx") else {}
-    if opset < 13:
-        known = known | _BEFORE_13
+    rules = _RULES | _BEFORE_13 if opset < 13 else _RULES
+    known = rules if node.domain in (None, "", "ai.onnx") else {}
     try:
         return known.get(node.op, _unknown)(node)
-    except _NotCovered as error:
+    except NotCovered as error:
         raise UnusableInput(
             f"There is no gradient through {node.op} {node.name}: {error}. Leave out the "
             "passes and options that need gradients, such as heal."
@@ -36,7 +36,7 @@ def translate(node: gs.Node, opset: int) -> Step:
 
 
 def _unknown(_: gs.Node) -> Step:
-    raise _NotCovered("the operator is not covered")
+    raise NotCovered("the operator is not covered")
 
 
 def _single(function: Callable[..., Tensor]) -> Callable[[gs.Node], Step]:
@@ -44,46 +44,11 @@ def _single(function: Callable[..., Tensor]) -> Callable[[gs.Node], Step]:
     return lambda _: lambda *inputs: (function(*inputs),)
 
 
-def _static(node: gs.Node, index: int, attribute: str = "") -> list[int] | None:
-    """Read whole numbers from a constant input, or from the attribute that older opsets have.
-
-    None where the node has neither.
-    """
-    if attribute and attribute in node.attrs:
-        value = node.attrs[attribute]
-        return [int(v) for v in np.atleast_1d(value)]
-    if index >= len(node.inputs) or not node.inputs[index].name:
-        return None
-    tensor = node.inputs[index]
-    if not is_constant(tensor):
-        raise _NotCovered(f'"{tensor.name}" is computed, and would have to be a constant')
-    return [int(v) for v in tensor.values.reshape(-1)]
-
-
-def _needed(node: gs.Node, index: int, attribute: str = "") -> list[int]:
-    found = _static(node, index, attribute)
-    if found is None:
-        raise _NotCovered(f"it lacks {attribute or f'input {index}'}")
-    return found
-
-
-def _number(node: gs.Node, index: int, attribute: str) -> float | int | None:
-    """Read a number from a constant input, or an attribute; None where there is neither."""
-    if attribute in node.attrs:
-        return float(node.attrs[attribute])
-    if index >= len(node.inputs) or not node.inputs[index].name:
-        return None
-    if not is_constant(node.inputs[index]):
-        raise _NotCovered(f'"{node.inputs[index].name}" would have to be a constant')
-    found: float | int = node.inputs[index].values.item()
-    return found
-
-
 # ---- element by element ----
 
 
 def _clip(node: gs.Node) -> Step:
-    low, high = _number(node, 1, "min"), _number(node, 2, "max")
+    low, high = number(node, 1, "min"), number(node, 2, "max")
     if low is None and high is None:
         return lambda x, *_: (x,)
     return lambda x, *_: (torch.clamp(x, low, high),)
@@ -114,7 +79,7 @@ def _cast(node: gs.Node) -> Step:
     kinds = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 11: torch.float64}
     kind = kinds.get(int(node.attrs["to"]))
     if kind is None:
-        raise _NotCovered("it casts to a kind of number that is not covered")
+        raise NotCovered("it casts to a kind of number that is not covered")
     return lambda x: (x.to(kind),)
 
 
@@ -122,7 +87,7 @@ def _cast(node: gs.Node) -> Step:
 
 
 def _reshape(node: gs.Node) -> Step:
-    sizes = _needed(node, 1)
+    sizes = needed(node, 1)
     if node.attrs.get("allowzero", 0):
         return lambda x, _: (x.reshape(sizes),)
     return lambda x, _: (
@@ -146,7 +111,7 @@ def _transpose(node: gs.Node) -> Step:
 
 
 def _squeeze(node: gs.Node) -> Step:
-    axes = _static(node, 1, "axes")
+    axes = static(node, 1, "axes")
 
     def run(x: Tensor, *_: Tensor) -> Sequence[Tensor]:
         gone = [i for i, n in enumerate(x.shape) if n == 1] if axes is None else axes
@@ -156,7 +121,7 @@ def _squeeze(node: gs.Node) -> Step:
 
 
 def _unsqueeze(node: gs.Node) -> Step:
-    axes = _needed(node, 1, "axes")
+    axes = needed(node, 1, "axes")
 
     def run(x: Tensor, *_: Tensor) -> Sequence[Tensor]:
         rank = x.ndim + len(axes)
@@ -168,7 +133,7 @@ def _unsqueeze(node: gs.Node) -> Step:
 
 
 def _expand(node: gs.Node) -> Step:
-    sizes = _needed(node, 1)
+    sizes = needed(node, 1)
     return lambda x, _: (x.expand(np.broadcast_shapes(tuple(x.shape), tuple(sizes))),)
 
 
@@ -178,7 +143,7 @@ def _concat(node: gs.Node) -> Step:
 
 
 def _split(node: gs.Node) -> Step:
-    axis, sizes, count = int(node.attrs.get("axis", 0)), _static(node, 1, "split"), 0
+    axis, sizes, count = int(node.attrs.get("axis", 0)), static(node, 1, "split"), 0
     if sizes is None:
         count = int(node.attrs.get("num_outputs", len(node.outputs)))
 
@@ -189,9 +154,9 @@ def _split(node: gs.Node) -> Step:
 
 
 def _slice(node: gs.Node) -> Step:
-    starts, ends = _needed(node, 1, "starts"), _needed(node, 2, "ends")
-    axes = _static(node, 3, "axes") or list(range(len(starts)))
-    steps = _static(node, 4) or [1] * len(starts)
+    starts, ends = needed(node, 1, "starts"), needed(node, 2, "ends")
+    axes = static(node, 3, "axes") or list(range(len(starts)))
+    steps = static(node, 4) or [1] * len(starts)
 
     def run(x: Tensor, *_: Tensor) -> Sequence[Tensor]:
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
@@ -222,15 +187,9 @@ def _gather(node: gs.Node) -> Step:
 
 def _pad(node: gs.Node) -> Step:
     if node.attrs.get("mode", "constant") != "constant" or len(node.inputs) > 3:
-        raise _NotCovered("only padding of all axes with a constant is covered")
-    pads, value = _needed(node, 1, "pads"), _number(node, 2, "value") or 0.0
-    return lambda x, *_: (functional.pad(x, _innermost_first(pads), value=value),)
-
-
-def _innermost_first(pads: Sequence[int]) -> list[int]:
-    """Return all befores and then all afters as torch has them: pairs, last axis first."""
-    half = len(pads) // 2
-    return [p for i in reversed(range(half)) for p in (pads[i], pads[half + i])]
+        raise NotCovered("only padding of all axes with a constant is covered")
+    pads, value = needed(node, 1, "pads"), number(node, 2, "value") or 0.0
+    return lambda x, *_: (functional.pad(x, innermost_first(pads), value=value),)
 
 
 # ---- sums over axes ----
@@ -238,7 +197,7 @@ def _innermost_first(pads: Sequence[int]) -> list[int]:
 
 def _reduction(function: Callable[..., Tensor]) -> Callable[[gs.Node], Step]:
     def rule(node: gs.Node) -> Step:
-        axes, keep = _static(node, 1, "axes"), bool(node.attrs.get("keepdims", 1))
+        axes, keep = static(node, 1, "axes"), bool(node.attrs.get("keepdims", 1))
         if not axes and node.attrs.get("noop_with_empty_axes", 0):
             return lambda x, *_: (x,)
         return lambda x, *_: (function(x, dim=axes or list(range(x.ndim)), keepdim=keep),)
@@ -266,7 +225,7 @@ def _flat_softmax(function: Callable[..., Tensor]) -> Callable[[gs.Node], Step]:
 
 def _layer_norm(node: gs.Node) -> Step:
     if int(node.attrs.get("axis", -1)) != -1 or len(node.outputs) > 1:
-        raise _NotCovered("only normalizing the last axis is covered")
+        raise NotCovered("only normalizing the last axis is covered")
     epsilon = node.attrs.get("epsilon", 1e-5)
 
     def run(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Sequence[Tensor]:
@@ -278,7 +237,7 @@ def _layer_norm(node: gs.Node) -> Step:
 
 def _batch_norm(node: gs.Node) -> Step:
     if len(node.outputs) > 1:
-        raise _NotCovered("its statistics are outputs")
+        raise NotCovered("its statistics are outputs")
     epsilon = node.attrs.get("epsilon", 1e-5)
 
     def run(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> list[Tensor]:
@@ -303,150 +262,6 @@ def _gemm(node: gs.Node) -> Step:
     return run
 
 
-def _conv(node: gs.Node) -> Step:
-    axes = len(node.inputs[1].shape) - 2
-    window = _Window(node, axes, list(node.inputs[1].shape[2:]))
-    function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[axes]
-    groups = int(node.attrs.get("group", 1))
-
-    def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Sequence[Tensor]:
-        pads = window.pads(x)
-        # Padding of its own would copy the input.
-        even = pads[::2] == pads[1::2]
-        x = x if even else functional.pad(x, pads)
-        around = pads[::-2] if even else 0
-        return (function(x, w, b, window.strides, around, window.dilations, groups),)
-
-    return run
-
-
-def _conv_transpose(node: gs.Node) -> Step:
-    axes = len(node.inputs[1].shape) - 2
-    if node.attrs.get("auto_pad", "NOTSET") != "NOTSET" or node.attrs.get("output_shape"):
-        raise _NotCovered("automatic padding is not covered")
-    pads = [int(p) for p in node.attrs.get("pads") or [0] * (2 * axes)]
-    if pads[:axes] != pads[axes:]:
-        raise _NotCovered("its padding differs before and after")
-    function = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d}.get(axes)
-    if function is None:
-        raise _NotCovered(f"it has {axes} spatial axes")
-    strides, extra, dilations = (
-        [int(v) for v in node.attrs.get(name) or [default] * axes]
-        for name, default in (("strides", 1), ("output_padding", 0), ("dilations", 1))
-    )
-    groups = int(node.attrs.get("group", 1))
-
-    def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Sequence[Tensor]:
-        return (function(x, w, b, strides, pads[:axes], extra, groups, dilations),)
-
-    return run
-
-
-class _Window:
-    """Strides, dilations and padding of a convolution or a pool."""
-
-    def __init__(self, node: gs.Node, axes: int, kernel: Sequence[int]) -> None:
-        self.strides = [int(s) for s in node.attrs.get("strides") or [1] * axes]
-        self.dilations = [int(d) for d in node.attrs.get("dilations") or [1] * axes]
-        self._extents = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilations, strict=True)]
-        self._auto = node.attrs.get("auto_pad", "NOTSET")
-        self._pads = [int(p) for p in node.attrs.get("pads") or [0] * (2 * axes)]
-
-    def pads(self, x: Tensor) -> list[int]:
-        """Return the padding of an input as torch has it."""
-        if self._auto == "NOTSET":
-            return _innermost_first(self._pads)
-        if self._auto == "VALID":
-            return [0] * len(self._pads)
-        sizes = x.shape[-len(self.strides) :]
-        totals = [
-            max((-(-size // s) - 1) * s + e - size, 0)
-            for size, s, e in zip(sizes, self.strides, self._extents, strict=True)
-        ]
-        less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
-        upper = self._auto == "SAME_UPPER"
-        return _innermost_first([*less, *more] if upper else [*more, *less])
-
-
-def _max_pool(node: gs.Node) -> Step:
-    window, kernel, function = _pool(node, functional.max_pool1d, functional.max_pool2d)
-    if len(node.outputs) > 1:
-        raise _NotCovered("it says where the largest were")
-
-    def run(x: Tensor) -> Sequence[Tensor]:
-        padded = functional.pad(x, window.pads(x), value=-math.inf)
-        return (function(padded, kernel, window.strides, 0, window.dilations),)
-
-    return run
-
-
-def _average_pool(node: gs.Node) -> Step:
-    window, kernel, function = _pool(node, functional.avg_pool1d, functional.avg_pool2d)
-    if any(d != 1 for d in window.dilations):
-        raise _NotCovered("dilated averages are not covered")
-    with_padding = bool(node.attrs.get("count_include_pad", 0))
-
-    def run(x: Tensor) -> Sequence[Tensor]:
-        pads = window.pads(x)
-        mean = function(functional.pad(x, pads), kernel, window.strides)
-        if with_padding or not any(pads):
-            return (mean,)
-        inside = function(functional.pad(torch.ones_like(x), pads), kernel, window.strides)
-        return (mean / inside,)
-
-    return run
-
-
-def _pool(
-    node: gs.Node, one: Callable[..., Tensor], two: Callable[..., Tensor]
-) -> tuple[_Window, list[int], Callable[..., Tensor]]:
-    kernel = [int(k) for k in node.attrs["kernel_shape"]]
-    if len(kernel) > 2 or node.attrs.get("ceil_mode", 0):
-        raise _NotCovered("only pools over one or two axes, without ceil_mode, are covered")
-    return _Window(node, len(kernel), kernel), kernel, one if len(kernel) == 1 else two
-
-
-def _resize(node: gs.Node) -> Step:
-    sizes = node.outputs[0].shape
-    mode = node.attrs.get("mode", "nearest")
-    where = node.attrs.get("coordinate_transformation_mode", "half_pixel")
-    rounding = node.attrs.get("nearest_mode", "round_prefer_floor")
-    before = static_shape(node.inputs[0])
-    if static_shape(node.outputs[0]) is None or before is None or len(before) != 4:
-        raise _NotCovered("only images of known sizes are covered")
-    if list(before[:2]) != list(sizes[:2]) or node.attrs.get("antialias", 0):
-        raise _NotCovered("only height and width may change, without antialias")
-    if (
-        node.attrs.get("axes")
-        or node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch"
-    ):
-        raise _NotCovered("only sizes of all axes are covered")
-    if not _whole(node, before, sizes):
-        raise _NotCovered("its scales do not make whole sizes")
-    if where == "pytorch_half_pixel" and 1 in sizes[2:]:
-        raise _NotCovered('"pytorch_half_pixel" to size 1 is not covered')
-    spatial = [int(n) for n in sizes[2:]]
-    if mode == "nearest" and where == "asymmetric" and rounding == "floor":
-        return lambda x, *_: (functional.interpolate(x, spatial, mode="nearest"),)
-    if mode == "linear" and where in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        aligned = where == "align_corners"
-        return lambda x, *_: (
-            functional.interpolate(x, spatial, mode="bilinear", align_corners=aligned),
-        )
-    raise _NotCovered(f'mode "{mode}" with "{where}" and "{rounding}" is not covered')
-
-
-def _whole(node: gs.Node, before: Sequence[int], after: Sequence[int]) -> bool:
-    """Say whether the scales, if there are some, are just the ratios of the sizes."""
-    scales = node.inputs[2] if len(node.inputs) > 2 else None
-    if scales is None or not scales.name:
-        return True
-    if not is_constant(scales):
-        return False
-    ratios = np.divide(after, before)
-    return not scales.values.size or bool(np.allclose(scales.values, ratios, rtol=1e-6))
-
-
 def _max(*tensors: Tensor) -> Tensor:
     return reduce(torch.maximum, tensors)
 
@@ -463,13 +278,13 @@ def _l2(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
 _RULES: dict[str, Callable[[gs.Node], Step]] = {
     "Abs": _single(torch.abs),
     "Add": _single(torch.add),
-    "AveragePool": _average_pool,
+    "AveragePool": average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "Clip": _clip,
     "Concat": _concat,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "Cos": _single(torch.cos),
     "Div": _single(_divide),
     "Equal": _single(torch.eq),
@@ -492,7 +307,7 @@ _RULES: dict[str, Callable[[gs.Node], Step]] = {
     "LogSoftmax": _softmax(torch.log_softmax),
     "MatMul": _single(torch.matmul),
     "Max": _single(_max),
-    "MaxPool": _max_pool,
+    "MaxPool": max_pool,
     "Min": _single(_min),
     "Mul": _single(torch.mul),
     "Neg": _single(torch.neg),
@@ -506,7 +321,7 @@ _RULES: dict[str, Callable[[gs.Node], Step]] = {
     "ReduceSum": _reduction(torch.sum),
     "Relu": _single(functional.relu),
     "Reshape": _reshape,
-    "Resize": _resize,
+    "Resize": resize,
     "Sigmoid": _single(torch.sigmoid),
     "Sin": _single(torch.sin),
     "Slice": _slice,
