@@ -51,7 +51,15 @@ def _clip(node: gs.Node) -> Step:
     low, high = number(node, 1, "min"), number(node, 2, "max")
     if low is None and high is None:
         return lambda x, *_: (x,)
-    return lambda x, *_: (torch.clamp(x, low, high),)
+    if low is None or high is None or low > high:
+        return lambda x, *_: (torch.clamp(x, low, high),)
+
+    def run(x: Tensor, *_: Tensor) -> Sequence[Tensor]:
+        # As clamp, but backwards in one operation instead of four; there is none for integers.
+        clamped = functional.hardtanh if x.is_floating_point() else torch.clamp
+        return (clamped(x, low, high),)
+
+    return run
 
 
 def _gelu(node: gs.Node) -> Step:

@@ -20,17 +20,18 @@ class Heal:
     |dense|^2, which minds lengths too. States are the sums of residual streams and the outputs.
     Positions that a mask among the inputs leaves out do not count. There are no labels.
 
-    Weights that are zero stay zero. Adam's rate rises to `rate` and falls by a cosine, for
-    `epochs` over the calibration samples, `batch` at a time, but for one sample in eight: those
-    judge after each epoch, and the weights that were best are kept: the first epochs, at a high
-    rate, may be worse than none. Interrupted, it goes on from the last epoch when run again.
+    Weights that are zero stay zero. Adam's rate, which is relative to the size of each output's
+    weights, rises to `rate` and falls by a cosine, for `epochs` over the calibration samples,
+    `batch` at a time, but for one sample in eight: those judge after each epoch, and the
+    weights that were best are kept: the first epochs, at a high rate, may be worse than none.
+    Interrupted, it goes on from the last epoch when run again.
 
     That biases and the scales of normalizations are trained too, that the cosine is that of
     single positions, and the squares, are ours: the paper leaves it open. Needs torch.
     """
 
     epochs: int = 8
-    rate: float = 1e-4
+    rate: float = 2e-3
     batch: int = 16
     loss: str = "cosine"
 

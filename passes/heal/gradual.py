@@ -58,7 +58,7 @@ class PruneGradually:
     regrow: float = 0.5
     start: float = 0.0
     epochs: int = 12
-    rate: float = 1e-4
+    rate: float = 2e-3
     batch: int = 16
     loss: str = "cosine"
     ends: bool = False

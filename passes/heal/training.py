@@ -13,6 +13,7 @@ from tilewright.calibration import Calibration
 from tilewright.columns import real_positions
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph, constant, with_outputs
+from tilewright.layers import linear_layers
 from tilewright.passes.heal.checkpoint import Checkpoint
 from tilewright.protocol import Context, Feeds, Report
 from tilewright.states import internal_states, supports, vectors
@@ -47,7 +48,7 @@ class Options(Protocol):
 
     @property
     def rate(self) -> float:
-        """Adam's, at its highest."""
+        """Adam's at its highest, relative to the root mean square of an output's weights."""
 
     @property
     def batch(self) -> int:
@@ -109,13 +110,17 @@ class Training:
         self._masks = {n: self._torch.from_numpy(mask) for n, mask in masks.items()}
         fitted, held = calibration.held_out(_HELD_OUT)
         self._samples, self._judges = list(fitted.feeds()), list(held.feeds())
-        weights = list(self._student.weights.values())
+        weights = self._student.weights
         if not weights:
             raise UnusableInput(
                 f"{options.name}: no weights of the network are float32, and no others are "
                 f"trained. Leave {options.name} out, or give the model in float32."
             )
-        self._optimizer = self._torch.optim.Adam(weights, lr=options.rate)
+        # Folded normalizations make rows of very different size: each learns as if of size 1.
+        axes = {str(layer.weight.name): layer.output_axis for layer in linear_layers(graph)}
+        self._sizes = {n: _size(w.detach(), axes.get(n)) for n, w in weights.items()}
+        self._relative = {n: w.detach() / self._sizes[n] for n, w in weights.items()}
+        self._optimizer = self._torch.optim.Adam(self._relative.values(), lr=options.rate)
         self.epoch = 0
         self.first = self.best = math.inf
         self._best: dict[str, Tensor] = {}
@@ -167,10 +172,12 @@ class Training:
                 new = self._torch.from_numpy(np.array(mask))
                 anew = ~(new & self._masks[name])
                 weight = self._student.weights[name]
+                relative = self._relative[name]
                 weight.masked_fill_(anew, 0)
+                relative.masked_fill_(anew, 0)
                 for kind in ("exp_avg", "exp_avg_sq"):
-                    if kind in self._optimizer.state[weight]:
-                        self._optimizer.state[weight][kind].masked_fill_(anew, 0)
+                    if kind in self._optimizer.state[relative]:
+                        self._optimizer.state[relative][kind].masked_fill_(anew, 0)
                 self._masks[name] = new
 
     def losses(self, samples: Sequence[Feeds]) -> "Tensor":
@@ -213,7 +220,7 @@ class Training:
             "epoch": self.epoch,
             "losses": (self.first, self.best),
             "best": self._best,
-            "weights": self._copied(),
+            "relative": self._relative,
             "masks": self._masks,
             "optimizer": self._optimizer.state_dict(),
         }
@@ -224,18 +231,26 @@ class Training:
         (self.first, self.best), self._best = state["losses"], state["best"]
         self._masks = dict(state["masks"])
         with self._torch.no_grad():
-            for name, weight in self._student.weights.items():
-                weight.copy_(state["weights"][name])
+            for name, relative in self._relative.items():
+                relative.copy_(state["relative"][name])
+            self._follow()
         self._optimizer.load_state_dict(state["optimizer"])
 
     def _step(self, batch: Sequence[Feeds], progress: float) -> None:
-        found = zip(self._student.weights.items(), self._gradients(batch), strict=True)
-        for (name, weight), gradient in found:
+        found = zip(self._relative.items(), self._gradients(batch), strict=True)
+        for (name, relative), gradient in found:
             # Where the gradient was always zero, Adam moves nothing.
-            weight.grad = gradient * self._masks.get(name, 1)
+            relative.grad = gradient * self._sizes[name] * self._masks.get(name, 1)
         for group in self._optimizer.param_groups:
             group["lr"] = self._options.rate * _share_of_rate(progress)
         self._optimizer.step()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Give the student the weights that the optimizer moved."""
+        with self._torch.no_grad():
+            for name, weight in self._student.weights.items():
+                weight.copy_(self._relative[name] * self._sizes[name])
 
     def _gradients(self, batch: Sequence[Feeds]) -> "list[Tensor]":
         weights = list(self._student.weights.values())
@@ -271,6 +286,18 @@ class Training:
 
     def _copied(self) -> dict[str, "Tensor"]:
         return {name: w.detach().clone() for name, w in self._student.weights.items()}
+
+
+def _size(values: "Tensor", axis: int | None) -> "Tensor":
+    """Return the root mean square of what is not zero, along `axis` or of all; 1 for zeros.
+
+    It is the nearest power of two: dividing by it and multiplying again rounds nothing.
+    """
+    others = [i for i in range(values.ndim) if i != axis]
+    counts = (values != 0).sum(others, keepdim=True).clamp_min(1)
+    squares = values.square().sum(others, keepdim=True) / counts
+    result: Tensor = (squares.where(squares > 0, 1.0).log2() / 2).round().exp2()
+    return result
 
 
 def _angles(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":

@@ -66,6 +66,22 @@ def test_healed_answers_are_nearer_on_inputs_that_nothing_was_fitted_to() -> Non
     assert angle(heal(align.Heal(epochs=20, rate=0.02, batch=8))) < 0.5 * angle(pruned())
 
 
+def test_how_large_an_output_and_its_weights_are_changes_nothing_of_how_it_learns() -> None:
+    sizes = np.array([1, 64, 1, 0.125], np.float32)  # powers of two: nothing is rounded
+    kept = normal(8, 4, seed=3) > 0
+
+    def healed(scales: np.ndarray) -> np.ndarray:
+        text = """g (float[1,8] x) => (float[1,4] y) {
+            wide = MatMul(x, w)  scaled = Div(wide, scales)  y = Tanh(scaled)
+        }"""
+        dense = small_graph(text, w=normal(8, 4) * scales, scales=scales)
+        sparse = small_graph(text, w=normal(8, 4) * scales * kept, scales=scales)
+        data = Calibration.from_arrays({"x": normal(32, 8)}, dense.inputs)
+        return FAST(sparse, Context(DEVICE, data, dense=dense)).graph.constants()["w"]
+
+    np.testing.assert_array_equal(healed(sizes), healed(np.ones(4, np.float32)) * sizes)
+
+
 def test_weights_that_are_zero_stay_zero_and_no_other_becomes_it() -> None:
     before, after = supports(pruned()), supports(heal())
     assert before.keys() == after.keys()
@@ -228,7 +244,7 @@ def answers() -> dict[float, tuple[float, float, float]]:
     task: dict[str, Any] = {"classes": 10, "each": 4, "features": 16}
     net = trained((64, 64), modes(4000, 1, **task), seed=0)
     dense, x, test = as_graph(net, rows=64), modes(512, 50, **task)[0], modes(2048, 99, **task)
-    step = align.Heal(epochs=100, rate=0.01, batch=8)
+    step = align.Heal(epochs=100, rate=0.1, batch=8)
     context = Context(DEVICE, unlabelled(dense, x), dense=dense)
     found = {}
     for sparsity in (0.5, 0.75, 0.85):
