@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
+# Shares of a place's entries that are tried where trying them takes a run of the network.
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _MOST_ENTROPIC = 0.85  # of a place, which is UniQL's bound
 
 
@@ -37,6 +39,11 @@ def nearest(place: Place, share: float) -> int:
     """Return the count nearest to a share of the entries that may go, in whole steps."""
     steps = min(round(share * place.entries / place.step), place.most // place.step)
     return steps * place.step
+
+
+def counts_of(place: Place) -> list[int]:
+    """Return the counts that RATES come to, each once, ascending, but for 0."""
+    return sorted({nearest(place, rate) for rate in RATES} - {0})
 
 
 def savings(places: Sequence[Place], removed: Sequence[int]) -> float:

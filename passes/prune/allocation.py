@@ -15,11 +15,10 @@ from tilewright.passes.prune.allocate import Place
 from tilewright.passes.prune.blocks import alikeness_of
 from tilewright.passes.prune.knapsack import best_levels, spdy
 from tilewright.passes.prune.probe import Constants, Probe
+from tilewright.passes.prune.set_aside import Aside
 from tilewright.passes.prune.tolerance import tolerance_of_differences
 from tilewright.protocol import Context, Report
 
-# Of a place's entries: the levels that dynamic programming chooses from.
-_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _EVALUATIONS = 60  # of a whole network, in SPDY's search
 
 
@@ -71,20 +70,20 @@ class Question:
 
     @cached_property
     def error(self) -> Callable[[Sequence[int]], float]:
-        """What the answers are off with so many entries gone from all places at once."""
-        by_place = {id(removal.place): removal for removal in self.removals()}
-        removals = [by_place[id(place)] for place in self.places]
+        """What the answers are off with so many entries gone from all places at once.
+
+        The numbers are 0 and `counts_of` each place. What the places are then is found out at
+        once and kept in a file, so that no more than one place's statistics are in memory.
+        """
+        solved = Aside(self._alternatives())
         asked: dict[tuple[int, ...], float] = {}
-        solved: dict[tuple[int, int], Constants] = {}
 
         def of(removed: Sequence[int]) -> float:
             key = tuple(removed)
             if key not in asked:
                 changes: dict[str, np.ndarray] = {}
-                for index, count in enumerate(key):
-                    if count and (index, count) not in solved:
-                        solved[index, count] = removals[index].without(count)
-                    changes |= solved.get((index, count), {})
+                for place in enumerate(key):
+                    changes |= solved.read(place) if place[1] else {}
                 asked[key] = self.probe.error_with(changes)
                 self.report(
                     f"{len(asked)} ways to share tried, the last is {asked[key]:.4f} off"
@@ -93,16 +92,21 @@ class Question:
 
         return of
 
+    def _alternatives(self) -> Iterator[tuple[tuple[int, int], Constants]]:
+        """Yield what each place is without each of its counts, by place and count."""
+        indices = {id(place): index for index, place in enumerate(self.places)}
+        for done, (place, without) in enumerate(self.removals(), 1):
+            self.report(f"pruning {place.name} alone ({done} of {len(self.places)})")
+            for count in allocate.counts_of(place):
+                yield (indices[id(place)], count), without(count)
+
     def agreement(self, removed: Sequence[int]) -> float:
         """Return 1 - the error of the answers, relative to how far the dense ones vary."""
         return 1 - self.error(removed)
 
     def levels(self) -> tuple[list[np.ndarray], list[np.ndarray], float, list[list[int]]]:
         """Return costs, savings, the budget, and the counts of each place's levels."""
-        counts = [
-            sorted({allocate.nearest(place, share) for share in _LEVELS})
-            for place in self.places
-        ]
+        counts = [[0, *allocate.counts_of(place)] for place in self.places]
         costs = [
             np.concatenate([[0.0], cost])[each]
             for cost, each in zip(self.costs(), counts, strict=True)

@@ -9,13 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tilewright.errors import UnusableInput
-from tilewright.passes.prune.allocate import Place, nearest, savings, uniform
+from tilewright.passes.prune.allocate import RATES, Place, counts_of, savings, uniform
 
 # How well the network does without so many entries of each place at once: its accuracy, or how
 # well it agrees with the dense one. Higher is better.
 Agreement = Callable[[Sequence[int]], float]
-
-RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class Trial(NamedTuple):
@@ -28,15 +26,10 @@ class Trial(NamedTuple):
     kept: bool
 
 
-def sensitivity(
-    places: Sequence[Place],
-    agreement: Agreement,
-    floor: float,
-    rates: Sequence[float] = RATES,
-) -> list[int]:
+def sensitivity(places: Sequence[Place], agreement: Agreement, floor: float) -> list[int]:
     """Remove from each place as much as it tolerates alone, as far as the floor holds together.
 
-    First the largest of the ascending `rates` that holds the floor everywhere at once is found.
+    First the largest of RATES that holds the floor everywhere at once is found.
     Then each place alone is tried at every rate. Each gets the highest rate that leaves the
     agreement above one threshold, common to all, which is lowered as far as the floor holds;
     that is searched by halving, so a better one may exist where less pruning agrees worse.
@@ -47,14 +40,14 @@ def sensitivity(
     """
     _check(places, agreement, floor)
     best = [0] * len(places)
-    for rate in rates:
+    for rate in RATES:
         everywhere = uniform(places, rate)
         if agreement(everywhere) < floor:
             break
         best = everywhere
     whole = [0] * len(places)
     alone = [
-        {n: agreement([*whole[:i], n, *whole[i + 1 :]]) for n in _counts(place, rates)}
+        {n: agreement([*whole[:i], n, *whole[i + 1 :]]) for n in counts_of(place)}
         for i, place in enumerate(places)
     ]
     thresholds = {a for by_count in alone for a in by_count.values() if a >= floor}
@@ -74,11 +67,10 @@ def prioritized(
     agreement: Agreement,
     floor: float,
     budget: float,
-    rates: Sequence[float] = RATES,
 ) -> tuple[list[int], list[Trial]]:
     """Remove from the largest place down as much as the floor allows, until `budget` is saved.
 
-    In each place the ascending `rates` are tried until the agreement falls below the floor, and
+    In each place RATES are tried, ascending, until the agreement falls below the floor, and
     the last one that held it is kept: places that do not stand the first one stay whole.
     Returns the counts and what was tried, in order; what the kept trials save never falls, and
     the last of them is what is returned. A budget of infinity leaves the floor alone to end it.
@@ -91,7 +83,7 @@ def prioritized(
     removed = [0] * len(places)
     trials: list[Trial] = []
     for index in sorted(range(len(places)), key=sizes.__getitem__):
-        for count in _counts(places[index], rates):
+        for count in counts_of(places[index]):
             if savings(places, removed) >= budget:
                 return removed, trials
             tried = [*removed[:index], count, *removed[index + 1 :]]
@@ -102,11 +94,6 @@ def prioritized(
                 break
             removed = tried
     return removed, trials
-
-
-def _counts(place: Place, rates: Sequence[float]) -> list[int]:
-    """Return the counts that the rates come to, each once, ascending, but for 0."""
-    return sorted({nearest(place, rate) for rate in rates} - {0})
 
 
 def _check(places: Sequence[Place], agreement: Agreement, floor: float) -> None:

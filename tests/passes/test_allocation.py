@@ -1,5 +1,8 @@
 """Allocators that look into the network: rankings of channels, and blocks of a stream."""
 
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -10,10 +13,14 @@ from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
+from tilewright.passes.prune.allocate import Place
+from tilewright.passes.prune.allocation import Question, Removal
 from tilewright.passes.prune.blocks import alikeness_of, blocks_of
 from tilewright.passes.prune.channels import PruneChannels
 from tilewright.passes.prune.criteria import alikeness
+from tilewright.passes.prune.probe import Probe
 from tilewright.passes.prune.tiles import PruneTiles
+from tilewright.protocol import silent
 
 
 def stream() -> Graph:
@@ -146,3 +153,38 @@ def test_shapes_alone_share_out_without_examples() -> None:
     found = step(three_layers(), context()).graph
     shares = [float((layer.matrix() == 0).mean()) for layer in linear_layers(found)]
     assert shares[0] > shares[1] > shares[2]
+
+
+class Statistics:
+    """What is known of one place's inputs, which is large."""
+
+    def __init__(self, name: str, values: np.ndarray) -> None:
+        self.name, self.values = name, values
+
+    def without(self, count: int) -> dict[str, np.ndarray]:
+        kept = self.values.copy()
+        kept[:count] = 0
+        return {self.name: kept} if count else {}
+
+
+def test_weighing_many_places_holds_the_statistics_of_few_at_once() -> None:
+    graph, names = stream(), ["down1", "down2"] * 20
+    alive: list[weakref.ref[Statistics]] = []
+    most = 0
+    places = [Place(name, 16, 14, 2, 1.0) for name in names]
+
+    def removals() -> Iterator[Removal]:
+        nonlocal most
+        for place in places:
+            found = Statistics(place.name, graph.constants()[place.name])
+            alive.append(weakref.ref(found))
+            most = max(most, sum(each() is not None for each in alive))
+            yield Removal(place, found.without)
+
+    question = Question(places, removals, graph, tokens(), 0.5, 0.9, silent)
+    removed = [0] * 38 + [4, 10]
+    down1, down2 = (graph.constants()[name].copy() for name in ("down1", "down2"))
+    down1[:4] = down2[:10] = 0
+    expected = Probe(graph, tokens()).error_with({"down1": down1, "down2": down2})
+    assert question.error(removed) == expected
+    assert most <= 2

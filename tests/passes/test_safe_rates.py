@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests.passes.perceptrons import Perceptron, modes, trained
 from tilewright.errors import UnusableInput
-from tilewright.passes.prune.allocate import Place, savings, uniform
+from tilewright.passes.prune.allocate import RATES, Place, savings, uniform
 from tilewright.passes.prune.criteria import filter_norms
-from tilewright.passes.prune.safe_rates import RATES, prioritized, sensitivity
+from tilewright.passes.prune.safe_rates import prioritized, sensitivity
 from tilewright.threads import one_blas_thread
 
 
