@@ -1,6 +1,7 @@
 """Answers: how far another network's are from the dense one's, without labels."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 
 _HOPELESS = -1e9  # agreement of answers that are not finite: JSON has no infinity
+_MOST_VALUES = 1 << 26  # of all dense answers together, which are kept
 _CLASSES = 2  # values of one sample, from which on the largest of them may be what is asked for
 
 
@@ -26,8 +28,21 @@ class Agreement(NamedTuple):
     same_argmax: float | None
 
 
+class _Rows(NamedTuple):
+    """What is kept of one output of one sample: the output's shape, and rows of it."""
+
+    shape: tuple[int, ...]
+    values: np.ndarray
+
+
 class Answers:
-    """The dense network's answers on some samples, to compare others with."""
+    """The dense network's answers on some samples, to compare others with.
+
+    Up to 2^26 values are kept, in the precision that they have: 256 MB in float32. Where there
+    are more, such as the scores of 50,000 words at each position of a text, both networks are
+    compared at some positions only: rows along an output's last axis, of each sample others,
+    which the samples' numbers choose as a seed. Errors are added up sample by sample.
+    """
 
     def __init__(self, dense: Graph, calibration: Calibration) -> None:
         """Run the dense network.
@@ -35,14 +50,25 @@ class Answers:
         Raises UnusableInput where its answers are not floats, or not finite.
         """
         self._feeds = tuple(calibration.feeds())
-        self._expected = self._rows(dense)
-        values = [row for rows in self._expected.values() for row in rows]
-        if not values or not all(np.isfinite(row).all() for row in values):
-            raise UnusableInput(
-                "Answers are to be compared, but the model's are no finite floats on the "
-                "calibration data. Give other data, or leave out what compares them, such as "
-                "allocate=global."
-            )
+        self._share = 1.0
+        self._expected: list[dict[str, _Rows]] = []
+        for index, outputs in enumerate(self._outputs(dense)):
+            floats = {name: x for name, x in outputs.items() if x.dtype.kind == "f"}
+            if not index:
+                total = len(self._feeds) * sum(x.size for x in floats.values())
+                self._share = min(1.0, _MOST_VALUES / max(total, 1))
+            kept = {name: _Rows(x.shape, self._rows(x, index)) for name, x in floats.items()}
+            if not kept or not all(np.isfinite(rows.values).all() for rows in kept.values()):
+                raise UnusableInput(
+                    "Answers are to be compared, but the model's are no finite floats on the "
+                    "calibration data. Give other data, or leave out what compares them, such "
+                    "as allocate=global."
+                )
+            self._expected.append(kept)
+        self._spreads = {
+            name: _spread([sample[name].values for sample in self._expected])
+            for name in self._expected[0]
+        }
 
     def error(self, graph: Graph) -> float:
         """Return the squared errors of a network's answers, added up over its outputs.
@@ -50,46 +76,48 @@ class Answers:
         Each is relative to how far the dense answers vary; infinite where answers have other
         shapes or are not finite.
         """
-        return sum(self._errors(self._rows(graph)).values())
+        errors, _ = self._compared(graph)
+        return sum(errors.values())
 
     def agreement(self, graph: Graph) -> Agreement:
         """Compare a network's answers with the dense network's."""
-        rows = self._rows(graph)
-        worst = max(self._errors(rows).values())
-        (name, dense), *others = self._expected.items()
-        same = None
-        if not others and all(_is_row(row) for row in dense):
-            pairs = zip(rows[name], dense, strict=True)
-            same = float(np.mean([found.argmax() == row.argmax() for found, row in pairs]))
-        return Agreement(max(1 - worst, _HOPELESS), same)
+        errors, same = self._compared(graph)
+        return Agreement(max(1 - max(errors.values()), _HOPELESS), same)
 
-    def _errors(self, rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
-        return {name: _error(rows[name], dense) for name, dense in self._expected.items()}
+    def _compared(self, graph: Graph) -> tuple[dict[str, float], float | None]:
+        """Return the error of each output, and the share of samples of the same argmax."""
+        errors = dict.fromkeys(self._spreads, 0.0)
+        same = []
+        for index, outputs in enumerate(self._outputs(graph)):
+            for name, (shape, dense) in self._expected[index].items():
+                found = outputs[name]
+                if len(errors) == 1 and shape[-1:] == (dense.size,) and dense.size >= _CLASSES:
+                    same.append(found.argmax() == dense.argmax())
+                squares = math.inf
+                if found.shape == shape:
+                    wrong = np.subtract(self._rows(found, index), dense, dtype=float)
+                    squares = float(np.square(wrong).sum())
+                relative = squares / self._spreads[name]
+                errors[name] += relative if math.isfinite(relative) else math.inf
+        every = len(same) == len(self._feeds)
+        return errors, float(np.mean(same)) if every else None
 
-    def _rows(self, graph: Graph) -> dict[str, list[np.ndarray]]:
-        """Return each float output of every sample."""
+    def _rows(self, x: np.ndarray, index: int) -> np.ndarray:
+        """Return those of one sample's rows along the last axis that are compared."""
+        rows = x.reshape(-1, x.shape[-1] if x.ndim and x.size else 1)
+        if self._share == 1:
+            return rows
+        count = math.ceil(self._share * len(rows))
+        chosen = np.random.default_rng(index).choice(len(rows), count, replace=False)
+        return rows[np.sort(chosen)]
+
+    def _outputs(self, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
         session = oracle.session(graph)
-        found = [oracle.outputs_of(session, feeds) for feeds in self._feeds]
-        return {
-            name: [outputs[name] for outputs in found]
-            for name, values in found[0].items()
-            if values.dtype.kind == "f"
-        }
+        for feeds in self._feeds:
+            yield oracle.outputs_of(session, feeds)
 
 
-def _error(found: Sequence[np.ndarray], dense: Sequence[np.ndarray]) -> float:
-    """Return the squared error over all samples, relative to the dense answers' variance."""
-    if [x.shape for x in found] != [x.shape for x in dense]:
-        return float("inf")
-    expected = _joined(dense)
-    error = float(np.square(_joined(found) - expected).sum())
-    spread = max(float(np.square(expected - expected.mean()).sum()), 1e-30)
-    return error / spread if np.isfinite(error) else float("inf")
-
-
-def _joined(values: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([x.reshape(-1) for x in values]).astype(np.float64)
-
-
-def _is_row(values: np.ndarray) -> bool:
-    return values.ndim > 0 and values.shape[-1] == values.size >= _CLASSES
+def _spread(values: list[np.ndarray]) -> float:
+    """Return the sum of squared differences from the mean of all."""
+    mean = sum(float(x.sum(dtype=float)) for x in values) / max(sum(x.size for x in values), 1)
+    return max(sum(float(np.square(x - np.float64(mean)).sum()) for x in values), 1e-30)

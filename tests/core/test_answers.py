@@ -1,9 +1,12 @@
 """Answers: compared with the dense network's, whatever they mean."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from tests.small_models import normal, small_graph
+from tilewright import answers as answers_module
 from tilewright.answers import Answers
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
@@ -64,3 +67,38 @@ def test_answers_that_are_not_finite_are_as_wrong_as_can_be() -> None:
     assert Answers(dense, samples(dense)).agreement(broken).value == -1e9
     with pytest.raises(UnusableInput, match="no finite floats"):
         Answers(broken, samples(dense))
+
+
+WORDS = "g (float[1,64,8] x) => (float[1,64,500] y) { y = MatMul(x, w) }"
+
+
+def test_of_many_large_answers_some_positions_are_kept_and_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = normal(8, 500)
+    dense = small_graph(WORDS, w=weights)
+    calibration = samples(dense, 20)  # 640,000 values
+    other = small_graph(WORDS, w=weights + normal(8, 500, seed=9))
+    exact = Answers(dense, calibration).error(other)
+    monkeypatch.setattr(answers_module, "_MOST_VALUES", 100_000)
+    tracemalloc.start()
+    answers = Answers(dense, calibration)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Of 64 positions 10 are nearest to a share of 5/32, rounded up, of 500 floats each.
+    assert 20 * 10 * 500 * 4 <= held < 2 * 20 * 10 * 500 * 4
+    assert answers.agreement(dense) == (1.0, None)
+    # A mean over 200 of 1,280 positions, whose errors vary by about half.
+    assert answers.error(other) == pytest.approx(exact, rel=0.1)
+    # Of each sample other positions are compared: what is wrong at any one of them is seen.
+    text = WORDS.replace("y = MatMul(x, w)", "z = MatMul(x, w)  y = Add(z, o)")
+    offset = np.zeros((1, 64, 1), np.float32)
+    offset[:, 0] = 1
+    for place in (0, 21, 63):
+        assert answers.error(small_graph(text, w=weights, o=np.roll(offset, place, 1))) > 0
+
+
+def test_answers_of_another_shape_are_as_wrong_as_can_be() -> None:
+    dense = small_graph(ROW, w=normal(8, 4))
+    wide = small_graph(ROW.replace("1,4", "1,5"), w=normal(8, 5))
+    assert Answers(dense, samples(dense)).error(wide) == np.inf
