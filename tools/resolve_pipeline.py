@@ -90,7 +90,7 @@ def _settles_itself(step: Pass) -> bool:
 
     options = vars(step)
     allocator = ALLOCATORS.get(str(options.get("allocate", "")))
-    by_itself = allocator is not None and not allocator.by_sparsity
+    by_itself = allocator is not None and "sparsity" not in allocator.reads
     return by_itself or ":" in str(options.get("tile", ""))
 
 

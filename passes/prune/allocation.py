@@ -17,7 +17,7 @@ from tilewright.passes.prune.knapsack import best_levels, spdy
 from tilewright.passes.prune.probe import Constants, Probe
 from tilewright.passes.prune.set_aside import Aside
 from tilewright.passes.prune.tolerance import tolerance_of_differences
-from tilewright.protocol import Context, Report
+from tilewright.protocol import Context, Pass, Report
 
 _EVALUATIONS = 60  # of a whole network, in SPDY's search
 
@@ -164,15 +164,15 @@ def _entropic(question: Question) -> list[int]:
 class Allocator(NamedTuple):
     """How entries are shared out, what is measured for it, and by which passes.
 
-    `needs` is "examples", or nothing. Without `by_sparsity` it settles itself how much goes.
+    `needs` is "examples", or nothing; `reads` are the options of a pass that it goes by.
     """
 
     about: str
     source: str
     needs: tuple[str, ...]
+    reads: tuple[str, ...]
     passes: tuple[str, ...]
     of: Callable[[Question], list[int]]
-    by_sparsity: bool = True
 
 
 ALLOCATORS: Mapping[str, Allocator] = {
@@ -180,6 +180,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
         about="The same share everywhere.",
         source="",
         needs=(),
+        reads=("sparsity",),
         passes=("prune-channels", "prune-tiles"),
         of=lambda q: allocate.uniform(q.places, q.sparsity),
     ),
@@ -187,6 +188,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
         about="By one threshold on what the answers suffer for what is saved.",
         source="ours, measured as in probe.py",
         needs=("examples",),
+        reads=("sparsity",),
         passes=("prune-channels", "prune-tiles"),
         of=lambda q: allocate.threshold(q.places, q.costs(), q.sparsity),
     ),
@@ -194,6 +196,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
         about="The least sum of errors for the budget, by dynamic programming.",
         source='Frantar & Alistarh, "Optimal Brain Compression" (2022)',
         needs=("examples",),
+        reads=("sparsity",),
         passes=("prune-channels", "prune-tiles"),
         of=_dynamic,
     ),
@@ -201,6 +204,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
         about="Dynamic programming with coefficients that a search finds.",
         source='Frantar & Alistarh, "SPDY" (2022)',
         needs=("examples",),
+        reads=("sparsity",),
         passes=("prune-channels", "prune-tiles"),
         of=_searched,
     ),
@@ -208,6 +212,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
         about="By the shapes of layers: large ones lose more.",
         source='Evci et al., "RigL" (2020)',
         needs=(),
+        reads=("sparsity",),
         passes=("prune-channels", "prune-tiles"),
         of=lambda q: allocate.erdos_renyi_kernel(q.places, q.sparsity),
     ),
@@ -215,14 +220,15 @@ ALLOCATORS: Mapping[str, Allocator] = {
         about="What each place tolerates by itself, as far as the answers hold the floor.",
         source='Putra et al., "PSViT" (2026)',
         needs=("examples",),
+        reads=("floor",),
         passes=("prune-channels", "prune-tiles"),
         of=lambda q: safe_rates.sensitivity(q.places, q.agreement, q.floor),
-        by_sparsity=False,
     ),
     "prioritized": Allocator(
         about="From the largest place down as much as the floor allows.",
         source='Putra et al., "PrimeSVT" (2026)',
         needs=("examples",),
+        reads=("sparsity", "floor"),
         passes=("prune-channels", "prune-tiles"),
         of=_prioritized,
     ),
@@ -230,14 +236,15 @@ ALLOCATORS: Mapping[str, Allocator] = {
         about="What is little used, as long as no more than alpha of it matters; no sparsity.",
         source='Lin et al., "FAIR-Pruner" (2025)',
         needs=("examples",),
+        reads=("alpha", "rankings"),
         passes=("prune-channels",),
         of=lambda q: tolerance_of_differences(q.places, q.rankings(), q.alpha),
-        by_sparsity=False,
     ),
     "entropic": Allocator(
         about="More from blocks that change the residual stream little.",
         source='Chiang et al., "UniQL" (2025)',
         needs=("examples",),
+        reads=("sparsity",),
         passes=("prune-channels", "prune-tiles"),
         of=_entropic,
     ),
@@ -248,6 +255,24 @@ UNIFORM, TOLERANCE = "uniform", "tolerance"
 def allocators_of(name: str) -> list[str]:
     """Return the allocators that a pass knows, the default first."""
     return [each for each, allocator in ALLOCATORS.items() if name in allocator.passes]
+
+
+def check_read(step: Pass) -> None:
+    """Raise UnusableInput for an option that is not its default and that no one reads.
+
+    A sparsity is let pass: what is asked of a whole pipeline is written into all its passes.
+    """
+    how = vars(step)["allocate"]
+    for option, value in vars(step).items():
+        readers = [name for name, known in ALLOCATORS.items() if option in known.reads]
+        if option == "sparsity" or not readers or how in readers:
+            continue
+        if value != getattr(type(step), option):
+            raise UnusableInput(
+                f"{step.name}: {option} is read by allocate={' and '.join(readers)} alone; "
+                f"with allocate={how} it would have no effect. Leave it out, or choose such "
+                "an allocator."
+            )
 
 
 def check_allocation(name: str, how: str, context: Context) -> None:

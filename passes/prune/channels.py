@@ -20,6 +20,7 @@ from tilewright.passes.prune.allocation import (
     Removal,
     allocators_of,
     check_allocation,
+    check_read,
 )
 from tilewright.passes.prune.probe import HELD_OUT
 from tilewright.passes.prune.rank_entries import ranked
@@ -101,6 +102,7 @@ class PruneChannels:
             raise _wrong("alpha", self.alpha, "a share from 0 to 1, such as 0.05")
         if not 0 <= self.floor <= 1:
             raise _wrong("floor", self.floor, "a share from 0 to 1, such as 0.97")
+        check_read(self)
         if self.multiple < 1:
             raise _wrong("multiple", self.multiple, "a whole number from 1 on")
         if not 0 < self.damp < np.inf:

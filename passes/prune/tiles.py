@@ -20,6 +20,7 @@ from tilewright.passes.prune.allocation import (
     Removal,
     allocators_of,
     check_allocation,
+    check_read,
 )
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.candidates import candidates, cannot_change
@@ -99,6 +100,7 @@ class PruneTiles:
             raise _wrong("allocate", self.allocate, f"one of {', '.join(allocators)}")
         if not 0 <= self.floor <= 1:
             raise _wrong("floor", self.floor, "a share from 0 to 1, such as 0.97")
+        check_read(self)
         if self.rows not in ("uniform", "global"):
             raise _wrong("rows", self.rows, '"uniform" or "global"')
         if not 0 < self.damp < np.inf:

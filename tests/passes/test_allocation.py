@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +141,28 @@ def test_fair_pruners_two_scores_are_the_default() -> None:
 def test_tolerance_ranks_channels_not_tiles() -> None:
     with pytest.raises(UnusableInput, match="allocate is tolerance, but must be one of"):
         PruneTiles(allocate="tolerance")
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "readers"),
+    [
+        (PruneTiles, {"floor": 0.9}, "floor is read by allocate=sensitivity and prioritized"),
+        (PruneChannels, {"floor": 0.9, "allocate": "global"}, "with allocate=global"),
+        (PruneChannels, {"alpha": 0.1}, "alpha is read by allocate=tolerance alone"),
+        (PruneChannels, {"rankings": ("l2", "magnitude")}, "with allocate=uniform"),
+    ],
+)
+def test_an_option_that_the_allocator_does_not_read_is_refused(
+    step: type[PruneChannels] | type[PruneTiles], options: dict[str, Any], readers: str
+) -> None:
+    with pytest.raises(UnusableInput, match=f"{readers}.*no effect"):
+        step(**options)
+
+
+def test_an_option_at_its_default_is_no_matter_and_those_that_read_it_take_it() -> None:
+    assert PruneTiles(floor=0.97).allocate == "uniform"
+    assert PruneTiles(allocate="prioritized", floor=0.9).floor == 0.9
+    assert PruneChannels(allocate="tolerance", alpha=0.1, floor=0.97).alpha == 0.1
 
 
 @pytest.mark.parametrize("how", ["tolerance", "entropic"])
