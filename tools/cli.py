@@ -266,7 +266,7 @@ def passes_command(console: Console) -> None:
             console.text(f"    {option['name']}: {option['type']} [{default}]")
         if described["source"]:
             console.text(f"    source: {described['source']}")
-    parts = {option: list_parts(place) for option, place in PARTS.items()}
+    parts = {option: list_parts(option, place, passes) for option, place in PARTS.items()}
     for option, choices in parts.items():
         for choice in choices:
             needs = f", needs {' and '.join(choice['needs'])}" if choice["needs"] else ""

@@ -2,7 +2,7 @@
 
 import ast
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,16 @@ def list_passes(registry: Mapping[str, str]) -> list[dict[str, Any]]:
     return [describe_pass(name, registry[name]) for name in sorted(registry)]
 
 
-def list_parts(place: str) -> list[dict[str, Any]]:
+def list_parts(
+    option: str, place: str, passes: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Return what a table says: {"name": Entry(about="...", source="...", ...), ...}.
 
     `place` is "module:TABLE". Of each entry the arguments that are texts, or tuples of them.
+    Where these are not among them, the passes that know it are those that have `option` and
+    all options that the entry reads.
     """
+    options = {each["name"]: {its["name"] for its in each["options"]} for each in passes}
     module, _, table = place.partition(":")
     (found,) = (
         node.value
@@ -42,7 +47,9 @@ def list_parts(place: str) -> list[dict[str, Any]]:
             for argument in entry.keywords
             if isinstance(argument.value, ast.Constant | ast.Tuple)
         }
-        parts.append({"name": key.value, **said})
+        asked = {option, *said.get("reads", ())}
+        know = tuple(name for name, given in options.items() if asked <= given)
+        parts.append({"name": key.value, "passes": know, **said})
     return parts
 
 

@@ -162,16 +162,16 @@ def _entropic(question: Question) -> list[int]:
 
 
 class Allocator(NamedTuple):
-    """How entries are shared out, what is measured for it, and by which passes.
+    """How entries are shared out, and what is measured for it.
 
-    `needs` is "examples", or nothing; `reads` are the options of a pass that it goes by.
+    `needs` is "examples", or nothing; `reads` are the options that it goes by, and the passes
+    that have them know it.
     """
 
     about: str
     source: str
     needs: tuple[str, ...]
     reads: tuple[str, ...]
-    passes: tuple[str, ...]
     of: Callable[[Question], list[int]]
 
 
@@ -181,7 +181,6 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source="",
         needs=(),
         reads=("sparsity",),
-        passes=("prune-channels", "prune-tiles"),
         of=lambda q: allocate.uniform(q.places, q.sparsity),
     ),
     "global": Allocator(
@@ -189,7 +188,6 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source="ours, measured as in probe.py",
         needs=("examples",),
         reads=("sparsity",),
-        passes=("prune-channels", "prune-tiles"),
         of=lambda q: allocate.threshold(q.places, q.costs(), q.sparsity),
     ),
     "dp": Allocator(
@@ -197,7 +195,6 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source='Frantar & Alistarh, "Optimal Brain Compression" (2022)',
         needs=("examples",),
         reads=("sparsity",),
-        passes=("prune-channels", "prune-tiles"),
         of=_dynamic,
     ),
     "spdy": Allocator(
@@ -205,7 +202,6 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source='Frantar & Alistarh, "SPDY" (2022)',
         needs=("examples",),
         reads=("sparsity",),
-        passes=("prune-channels", "prune-tiles"),
         of=_searched,
     ),
     "erk": Allocator(
@@ -213,7 +209,6 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source='Evci et al., "RigL" (2020)',
         needs=(),
         reads=("sparsity",),
-        passes=("prune-channels", "prune-tiles"),
         of=lambda q: allocate.erdos_renyi_kernel(q.places, q.sparsity),
     ),
     "sensitivity": Allocator(
@@ -221,7 +216,6 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source='Putra et al., "PSViT" (2026)',
         needs=("examples",),
         reads=("floor",),
-        passes=("prune-channels", "prune-tiles"),
         of=lambda q: safe_rates.sensitivity(q.places, q.agreement, q.floor),
     ),
     "prioritized": Allocator(
@@ -229,7 +223,6 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source='Putra et al., "PrimeSVT" (2026)',
         needs=("examples",),
         reads=("sparsity", "floor"),
-        passes=("prune-channels", "prune-tiles"),
         of=_prioritized,
     ),
     "tolerance": Allocator(
@@ -237,7 +230,6 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source='Lin et al., "FAIR-Pruner" (2025)',
         needs=("examples",),
         reads=("alpha", "rankings"),
-        passes=("prune-channels",),
         of=lambda q: tolerance_of_differences(q.places, q.rankings(), q.alpha),
     ),
     "entropic": Allocator(
@@ -245,16 +237,15 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source='Chiang et al., "UniQL" (2025)',
         needs=("examples",),
         reads=("sparsity",),
-        passes=("prune-channels", "prune-tiles"),
         of=_entropic,
     ),
 }
 UNIFORM, TOLERANCE = "uniform", "tolerance"
 
 
-def allocators_of(name: str) -> list[str]:
+def allocators_of(step: Pass) -> list[str]:
     """Return the allocators that a pass knows, the default first."""
-    return [each for each, allocator in ALLOCATORS.items() if name in allocator.passes]
+    return [name for name, each in ALLOCATORS.items() if set(each.reads) <= vars(step).keys()]
 
 
 def check_read(step: Pass) -> None:

@@ -89,7 +89,7 @@ class PruneChannels:
         """Raise UnusableInput where an option makes no sense."""
         if not 0 <= self.sparsity < 1:
             raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
-        criteria, allocators = criteria_of(self.name), allocators_of(self.name)
+        criteria, allocators = criteria_of(self.name), allocators_of(self)
         if self.criterion not in criteria:
             raise _wrong("criterion", self.criterion, f"one of {', '.join(criteria)}")
         if self.allocate not in allocators:

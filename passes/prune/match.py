@@ -17,6 +17,7 @@ from tilewright.layout import Tile
 from tilewright.passes.prune import matching, obs
 from tilewright.passes.prune.bias import bias_of, use_counts
 from tilewright.passes.prune.candidates import candidates
+from tilewright.passes.prune.scoring import criteria_of
 from tilewright.passes.prune.tiles import planned
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
@@ -59,8 +60,8 @@ class MatchTiles:
         """Raise UnusableInput where an option makes no sense."""
         if not 0 <= self.sparsity < 1:
             raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
-        if self.criterion not in ("obs", "magnitude"):
-            raise _wrong("criterion", self.criterion, '"obs" or "magnitude"')
+        if self.criterion not in (criteria := criteria_of(self.name)):
+            raise _wrong("criterion", self.criterion, f"one of {', '.join(criteria)}")
         if not 0 < self.damp < np.inf:
             raise _wrong("damp", self.damp, "a positive number")
         if self.tile:

@@ -1,5 +1,8 @@
 from importlib import import_module
 
+import pytest
+
+from tilewright.errors import UnusableInput
 from tilewright.passes import PARTS, PASSES
 from tilewright.pipeline import load_pass, pass_options
 from tilewright.tools.list_passes import list_parts, list_passes
@@ -23,14 +26,25 @@ def test_every_pass_is_set_up_by_its_name_alone() -> None:
 
 
 def test_criteria_and_allocators_are_listed_as_the_tables_hold_them() -> None:
-    for place in PARTS.values():
+    for option, place in PARTS.items():
         module, _, table = place.partition(":")
         held = getattr(import_module(module), table)
-        parts = {part["name"]: part for part in list_parts(place)}
+        parts = {part["name"]: part for part in list_parts(option, place, list_passes(PASSES))}
         assert list(parts) == list(held)
         for name, entry in held.items():
-            for field in ("about", "source", "needs", "passes"):
+            for field in ("about", "source", "needs"):
                 assert parts[name][field] == getattr(entry, field)
             assert entry.about.endswith(".")
-            assert entry.passes
-            assert set(entry.passes) <= set(PASSES)
+
+
+@pytest.mark.parametrize("option", PARTS)
+def test_a_pass_takes_what_is_listed_for_it_and_nothing_else(option: str) -> None:
+    for part in list_parts(option, PARTS[option], list_passes(PASSES)):
+        assert part["passes"]
+        for name in ("prune-channels", "prune-tiles", "match-tiles"):
+            cls = load_pass(name, PASSES)
+            if name in part["passes"]:
+                cls(**{option: part["name"]})
+            elif option in [each.name for each in pass_options(cls)]:
+                with pytest.raises(UnusableInput, match="must be one of"):
+                    cls(**{option: part["name"]})
