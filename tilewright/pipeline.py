@@ -134,7 +134,8 @@ class Pipeline:
             verifier.require(step, graph)
             try:
                 start = clock()
-                outcome = step(graph, context)
+                behind = self.passes[index + 1 :]
+                outcome = step(graph, dataclasses.replace(context, behind=behind))
                 seconds = clock() - start
                 verifier.accept(step, outcome.graph)
             except UnusableInput:

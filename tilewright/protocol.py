@@ -43,7 +43,7 @@ class Context:
     A `plan` overrules a pass's own choice of how much where. `precision` is the arithmetic that
     the kernels will use, which decides what tiles they run. `dense` is the network before the
     first pass that changed its answers; `unfinished` a folder for what an interrupted pass goes
-    on from.
+    on from; `behind` the passes that will follow.
     """
 
     target: Target
@@ -54,6 +54,7 @@ class Context:
     report: Report = silent
     dense: Graph | None = None
     unfinished: Path | None = None
+    behind: "tuple[Pass, ...]" = ()
 
 
 @runtime_checkable

@@ -1,8 +1,8 @@
 """Allocators by name, and what they may find out by running the network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from tilewright.passes.prune.knapsack import best_levels, spdy
 from tilewright.passes.prune.probe import Constants, Probe
 from tilewright.passes.prune.set_aside import Aside
 from tilewright.passes.prune.tolerance import tolerance_of_differences
-from tilewright.protocol import Context, Pass, Report
+from tilewright.protocol import Context, Pass, Report, silent
 
 _EVALUATIONS = 60  # of a whole network, in SPDY's search
 
@@ -38,7 +38,8 @@ class Question:
 
     `removals` runs through the network and yields one for each of the places, these very
     objects, in any order. `rankings` are two orders of the entries of each place, by two
-    criteria and from the least important on, of which `alpha` is asked.
+    criteria and from the least important on, of which `alpha` is asked. `heal` is what training
+    makes of a network, where the pipeline has some.
     """
 
     places: Sequence[Place]
@@ -50,6 +51,7 @@ class Question:
     report: Report
     alpha: float = 0.0
     rankings: Callable[[], Sequence[tuple[np.ndarray, np.ndarray]]] = tuple
+    heal: Callable[[Graph], Graph] | None = None
     seed: int = 0
 
     @cached_property
@@ -60,12 +62,20 @@ class Question:
 
     def costs(self) -> list[np.ndarray]:
         """Return for each place the errors of the answers without its entries alone."""
+        return self._costs(self.probe.costs)
+
+    def healed_costs(self) -> list[np.ndarray]:
+        """Return for each place the errors that training leaves of those."""
+        assert self.heal is not None, "check_allocation admits only what has no need of it"
+        return self._costs(partial(self.probe.costs, healed=self.heal))
+
+    def _costs(self, costs: Callable[..., np.ndarray]) -> list[np.ndarray]:
         found: dict[int, np.ndarray] = {}
         for removal in self.removals():
             self.report(
                 f"probing {removal.place.name} ({len(found) + 1} of {len(self.places)})"
             )
-            found[id(removal.place)] = self.probe.costs(removal.without, removal.place.most)
+            found[id(removal.place)] = costs(removal.without, removal.place.most)
         return [found[id(place)] for place in self.places]
 
     @cached_property
@@ -140,13 +150,6 @@ def _searched(question: Question) -> list[int]:
     )
 
 
-def _prioritized(question: Question) -> list[int]:
-    removed, _ = safe_rates.prioritized(
-        question.places, question.agreement, question.floor, question.budget
-    )
-    return removed
-
-
 def _entropic(question: Question) -> list[int]:
     places, share = question.places, question.sparsity
     assert question.held is not None
@@ -164,8 +167,8 @@ def _entropic(question: Question) -> list[int]:
 class Allocator(NamedTuple):
     """How entries are shared out, and what is measured for it.
 
-    `needs` is "examples", or nothing; `reads` are the options that it goes by, and the passes
-    that have them know it.
+    `needs` are "examples" (inputs) and "heal" (that pass behind this one); `reads` are the
+    options that it goes by, and the passes that have them know it.
     """
 
     about: str
@@ -189,6 +192,13 @@ ALLOCATORS: Mapping[str, Allocator] = {
         needs=("examples",),
         reads=("sparsity",),
         of=lambda q: allocate.threshold(q.places, q.costs(), q.sparsity),
+    ),
+    "plasticity": Allocator(
+        about="As global, but once heal, behind it, has trained: five times for each place.",
+        source='after Liu et al., "GraNet" (2021), who measure how much accuracy recovers',
+        needs=("examples", "heal"),
+        reads=("sparsity",),
+        of=lambda q: allocate.threshold(q.places, q.healed_costs(), q.sparsity),
     ),
     "dp": Allocator(
         about="The least sum of errors for the budget, by dynamic programming.",
@@ -223,7 +233,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
         source='Putra et al., "PrimeSVT" (2026)',
         needs=("examples",),
         reads=("sparsity", "floor"),
-        of=_prioritized,
+        of=lambda q: safe_rates.prioritized(q.places, q.agreement, q.floor, q.budget),
     ),
     "tolerance": Allocator(
         about="What is little used, as long as no more than alpha of it matters; no sparsity.",
@@ -267,9 +277,39 @@ def check_read(step: Pass) -> None:
 
 
 def check_allocation(name: str, how: str, context: Context) -> None:
-    """Raise UnusableInput where there is nothing to measure answers on."""
+    """Raise UnusableInput where there is nothing to measure answers on, or to heal with."""
     if "examples" in ALLOCATORS[how].needs and context.calibration is None:
         raise UnusableInput(
             f"{name}: allocate={how} measures what the network does on example inputs, and "
             "there are none. Give --calibration FILE.npz."
         )
+    if "heal" in ALLOCATORS[how].needs and _healing(context) is None:
+        raise UnusableInput(
+            f"{name}: allocate={how} measures how well the network recovers in training, and "
+            "nothing trains it. Put heal behind it in the pipeline."
+        )
+
+
+def healer(
+    dense: Graph, fitted: Calibration | None, context: Context
+) -> Callable[[Graph], Graph] | None:
+    """Return what the pass `heal`, if there is one behind, makes of a network.
+
+    It trains on `fitted`, towards the network before any pruning.
+    """
+    step = _healing(context)
+    if step is None:
+        return None
+    known = replace(
+        context,
+        calibration=fitted,
+        dense=context.dense or dense,
+        unfinished=None,
+        report=silent,
+        behind=(),
+    )
+    return lambda graph: step(graph, known).graph
+
+
+def _healing(context: Context) -> Pass | None:
+    return next((step for step in context.behind if step.name == "heal"), None)

@@ -21,6 +21,7 @@ from tilewright.passes.prune.allocation import (
     allocators_of,
     check_allocation,
     check_read,
+    healer,
 )
 from tilewright.passes.prune.probe import HELD_OUT
 from tilewright.passes.prune.rank_entries import ranked
@@ -28,7 +29,7 @@ from tilewright.passes.prune.removable import Choice, planned, removable, stays
 from tilewright.passes.prune.score_entries import Entries
 from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of
 from tilewright.passes.prune.take_entries import Orders, Taking
-from tilewright.protocol import Context, Note, Outcome, Report
+from tilewright.protocol import Context, Note, Outcome
 from tilewright.threads import one_blas_thread
 
 _LEAST = 0.2  # of a dimension's entries, which stay in any case
@@ -144,7 +145,7 @@ class PruneChannels:
         asked = Entries(dense, couplings, choices, calibration, self.damp, context.seed)
         with one_blas_thread():
             if self.allocate != UNIFORM and context.plan is None and choices:
-                choices = self._allocated(asked, criterion, report)
+                choices = self._allocated(asked, criterion, context)
             taking = self._taking(criterion, asked._replace(choices=choices))
             gone = taking.taken(
                 pruned,
@@ -183,7 +184,7 @@ class PruneChannels:
         orders: Orders = ranked(criterion, asked) if scored else {}
         return Taking(asked.dense, orders, self.refit, self.damp, asked.seed)
 
-    def _allocated(self, asked: Entries, criterion: str, report: Report) -> list[Choice]:
+    def _allocated(self, asked: Entries, criterion: str, context: Context) -> list[Choice]:
         """Return the choices with as many entries kept as `allocate` finds."""
         choices = asked.choices
         fitted = held = asked.calibration
@@ -207,9 +208,10 @@ class PruneChannels:
             held,
             self.sparsity,
             self.floor,
-            report,
+            lambda text: context.report(f"{self.name}: {text}"),
             self.alpha,
             rankings,
+            healer(asked.dense, fitted, context),
             asked.seed,
         )
         removed = dict(zip(places, ALLOCATORS[self.allocate].of(question), strict=True))

@@ -27,6 +27,10 @@ def changed(dense: Graph, edited: Graph) -> dict[str, np.ndarray]:
     return {name: v for name, v in edited.constants().items() if v is not before[name]}
 
 
+def _as_it_is(graph: Graph) -> Graph:
+    return graph
+
+
 class Probe:
     """The dense network and its answers on some samples."""
 
@@ -38,25 +42,33 @@ class Probe:
         self._dense = dense
         self._answers = Answers(dense, calibration.first(_SAMPLES))
 
-    def costs(self, without: Callable[[int], Constants], most: int) -> np.ndarray:
+    def costs(
+        self,
+        without: Callable[[int], Constants],
+        most: int,
+        healed: Callable[[Graph], Graph] = _as_it_is,
+    ) -> np.ndarray:
         """Return the error of the answers without the first 1 to `most` entries of a place.
 
-        `without(count)` are the constants then. Between the counts that are measured errors are
-        interpolated.
+        `without(count)` are the constants then, and `healed` is what becomes of the network.
+        Between the counts that are measured errors are interpolated.
         """
         counts = sorted({max(1, round(share * most)) for share in _SHARES}) if most else []
-        errors = [self.error_with(without(count)) for count in counts]
+        errors = [self.error(healed(self._network_with(without(count)))) for count in counts]
         rising = np.maximum.accumulate([0.0, *errors])
         return np.interp(np.arange(1, most + 1), [0, *counts], rising)
 
     def error_with(self, changes: Constants) -> float:
-        """Return the error of the dense network with other constants."""
-        graph = self._dense.edit()
-        tensors = graph.gs.tensors()
-        for name, values in changes.items():
-            tensors[name].values = constant(name, values).values
-        return self.error(graph)
+        """Return `Answers.error` of the dense network with other constants."""
+        return self.error(self._network_with(changes))
 
     def error(self, graph: Graph) -> float:
         """Return `Answers.error` of a graph."""
         return self._answers.error(graph)
+
+    def _network_with(self, changes: Constants) -> Graph:
+        graph = self._dense.edit()
+        tensors = graph.gs.tensors()
+        for name, values in changes.items():
+            tensors[name].values = constant(name, values).values
+        return graph

@@ -6,7 +6,6 @@ they decide; the decisions here are ours.
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from tilewright.errors import UnusableInput
 from tilewright.passes.prune.allocate import RATES, Place, counts_of, savings, uniform
@@ -14,16 +13,6 @@ from tilewright.passes.prune.allocate import RATES, Place, counts_of, savings, u
 # How well the network does without so many entries of each place at once: its accuracy, or how
 # well it agrees with the dense one. Higher is better.
 Agreement = Callable[[Sequence[int]], float]
-
-
-class Trial(NamedTuple):
-    """What `prioritized` tried: `removed` from that place, and everything kept before."""
-
-    place: str
-    removed: int
-    agreement: float
-    saved: float
-    kept: bool
 
 
 def sensitivity(places: Sequence[Place], agreement: Agreement, floor: float) -> list[int]:
@@ -63,17 +52,13 @@ def sensitivity(places: Sequence[Place], agreement: Agreement, floor: float) -> 
 
 
 def prioritized(
-    places: Sequence[Place],
-    agreement: Agreement,
-    floor: float,
-    budget: float,
-) -> tuple[list[int], list[Trial]]:
+    places: Sequence[Place], agreement: Agreement, floor: float, budget: float
+) -> list[int]:
     """Remove from the largest place down as much as the floor allows, until `budget` is saved.
 
-    In each place RATES are tried, ascending, until the agreement falls below the floor, and
-    the last one that held it is kept: places that do not stand the first one stay whole.
-    Returns the counts and what was tried, in order; what the kept trials save never falls, and
-    the last of them is what is returned. A budget of infinity leaves the floor alone to end it.
+    In each place RATES are tried, ascending, until the agreement falls below the floor, and the
+    last one that held it is kept: places that do not stand the first one stay whole. A budget
+    of infinity leaves the floor alone to end it.
 
     Raises UnusableInput where the floor does not hold even with nothing removed.
     Putra et al., "PrimeSVT" (2026): largest first, in one go, under two constraints.
@@ -81,19 +66,15 @@ def prioritized(
     _check(places, agreement, floor)
     sizes = [-place.saves * place.entries for place in places]
     removed = [0] * len(places)
-    trials: list[Trial] = []
     for index in sorted(range(len(places)), key=sizes.__getitem__):
         for count in counts_of(places[index]):
             if savings(places, removed) >= budget:
-                return removed, trials
+                return removed
             tried = [*removed[:index], count, *removed[index + 1 :]]
-            found = agreement(tried)
-            kept = found >= floor
-            trials.append(Trial(places[index].name, count, found, savings(places, tried), kept))
-            if not kept:
+            if agreement(tried) < floor:
                 break
             removed = tried
-    return removed, trials
+    return removed
 
 
 def _check(places: Sequence[Place], agreement: Agreement, floor: float) -> None:

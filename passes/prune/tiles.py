@@ -21,6 +21,7 @@ from tilewright.passes.prune.allocation import (
     allocators_of,
     check_allocation,
     check_read,
+    healer,
 )
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.candidates import candidates, cannot_change
@@ -46,9 +47,10 @@ class PruneTiles:
     `allocate` shares the tiles that go out among the layers (allocation.py): "uniform"; "erk",
     by the layers' shapes; "global", "dp" and "spdy", which measure what each layer does to the
     network's answers (probe.py) and save `sparsity` of the multiplications in these layers;
-    "entropic", by how little a block changes the residual stream; "prioritized", which stops
-    where the answers agree with the dense ones to less than `floor`, 1 - their relative squared
-    error; and "sensitivity", which takes what the floor allows.
+    "plasticity", by what training, in the pass `heal` behind, leaves of that; "entropic", by
+    how little a block changes the residual stream; "prioritized", which stops where the answers
+    agree with the dense ones to less than `floor`, 1 - their relative squared error; and
+    "sensitivity", which takes what the floor allows.
 
     A tile is the target's for that layer, or `tile`, such as "4x1" (outputs x inputs). Each row
     of tiles of a layer loses as many; with rows="global" those lose more that suffer less from
@@ -219,6 +221,7 @@ class PruneTiles:
             self.sparsity,
             self.floor,
             lambda text: context.report(f"{self.name}: {text}"),
+            heal=healer(dense, fitted, context),
             seed=context.seed,
         )
         removed = ALLOCATORS[self.allocate].of(question)

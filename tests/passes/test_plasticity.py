@@ -1,29 +1,30 @@
-"""How well a network recovers from what was pruned."""
+"""How well a network recovers from what was pruned, and what allocators make of that."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from tests.graphs import DEVICE, correlated, three_layers
+from tests.graphs import DEVICE, context, correlated, three_layers
 from tests.passes.perceptrons import as_graph, modes, trained, unlabelled
 from tilewright import oracle
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
+from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
-from tilewright.layout import Tile
-from tilewright.passes.prune.allocate import Place, threshold
+from tilewright.passes.prune.channels import PruneChannels
 from tilewright.passes.prune.magnitude import PruneWeights
-from tilewright.protocol import Context
+from tilewright.passes.prune.probe import HELD_OUT, Probe
+from tilewright.passes.prune.tiles import PruneTiles
+from tilewright.pipeline import Pipeline
+from tilewright.protocol import Context, Outcome
 
 torch = pytest.importorskip("torch")
-plastic = pytest.importorskip("tilewright.passes.heal.plasticity")
 align = pytest.importorskip("tilewright.passes.heal.align")
 training = pytest.importorskip("tilewright.passes.heal.training")
-
-RATES = (0.25, 0.5, 0.75)
 
 
 @pytest.fixture(autouse=True)
@@ -33,55 +34,71 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "spread_over_cores", lambda work, all_: [*map(work, all_)])
 
 
-def table(at_once: Sequence[Sequence[float]], healed: Sequence[Sequence[float]]) -> Any:
-    return plastic.Plasticity(("a", "b"), RATES, np.array(at_once), np.array(healed))
+def data() -> Calibration:
+    return Calibration.from_arrays({"x": correlated(24, 16, 12)}, three_layers().inputs)
 
 
-def test_what_recovers_is_the_share_of_the_error_that_healing_takes_away() -> None:
-    found = table([[1, 2, 4], [1, 0, 4]], [[0.5, 1.5, 4], [2, 0, 1]])
-    np.testing.assert_allclose(found.recovered, [[0.5, 0.25, 0], [-1, 1, 0.75]])
+def zeros(graph: Graph) -> list[float]:
+    return [float((layer.matrix() == 0).mean()) for layer in linear_layers(graph)]
 
 
-def test_costs_are_interpolated_between_the_rates_and_never_fall() -> None:
-    found = table([[9, 9, 9], [9, 9, 9]], [[1, 2, 4], [2, 1, 3]])
-    places = [Place("b", 8, 6, 1, 1.0), Place("a", 8, 5, 1, 1.0)]
-    b, a = found.costs(places)
-    np.testing.assert_allclose(b, [1, 2, 2, 2, 2.5, 3])
-    np.testing.assert_allclose(a, [0.5, 1, 1.5, 2, 3])
+@dataclass(frozen=True)
+class HealOne:
+    """A training that makes one layer as good as new, and no other."""
+
+    layer: int
+
+    name: ClassVar[str] = "heal"
+    source: ClassVar[str] = ""
+    needs: ClassVar[frozenset[Fact]] = frozenset()
+    gives: ClassVar[frozenset[Fact]] = frozenset()
+    takes: ClassVar[frozenset[Fact]] = frozenset()
+    keeps_outputs: ClassVar[bool] = False
+
+    def __call__(self, graph: Graph, context: Context, /) -> Outcome:
+        assert context.dense is not None
+        assert context.calibration is not None
+        assert context.calibration.samples == 18  # one of four judges
+        healed = context.dense.edit()
+        pairs = zip(linear_layers(healed), linear_layers(graph), strict=True)
+        for index, (layer, pruned) in enumerate(pairs):
+            if index != self.layer:
+                layer.replace(pruned.matrix())
+        return Outcome(healed)
 
 
-def test_an_allocator_goes_by_what_is_left_after_healing() -> None:
-    # At once a suffers less, but b is as good as new after a while.
-    found = table([[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [0, 0, 0.1]])
-    places = [Place(name, 8, 6, 1, 1.0) for name in ("a", "b")]
-    assert threshold(places, found.costs(places), 6 / 16) == [0, 6]
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_recovers_loses_more(which: int) -> None:
+    step = PruneTiles(0.3, allocate="plasticity", tile="1x1", ends=True, smallest=0)
+    found = step(three_layers(), Context(DEVICE, data(), behind=(HealOne(which),))).graph
+    shares = zeros(found)
+    sizes = np.array([layer.matrix().size for layer in linear_layers(found)])
+    # It costs nothing, so up to nine tenths of it go before anything of the others.
+    assert shares[which] == pytest.approx(min(0.9, 0.3 * sizes.sum() / sizes[which]), abs=0.1)
 
 
-def test_each_place_is_pruned_and_healed_by_itself() -> None:
-    graph = three_layers()
-    layers = [layer.name for layer in linear_layers(graph)][:2]
-    prunings = {name: plastic.without_smallest_tiles(name, Tile(4)) for name in layers}
-    data = Calibration.from_arrays({"x": correlated(24, 16, 12)}, graph.inputs)
+@pytest.mark.parametrize("step", [PruneTiles, PruneChannels])
+def test_a_pipeline_hands_over_the_training_that_follows(
+    step: type[PruneTiles] | type[PruneChannels],
+) -> None:
+    prune = step(0.3, allocate="plasticity", ends=True, smallest=0)
+    pipeline = Pipeline((prune, align.Heal(epochs=1, rate=0.01, batch=8)))
     said: list[str] = []
-    context = Context(DEVICE, data, report=said.append)
-    healing = align.Heal(epochs=6, rate=0.01, batch=8)
-    found = plastic.plasticity(graph, prunings, (0.0, 0.5), healing, context)
-    assert said == [
-        f"plasticity: {name} at {rate}" for name in layers for rate in ("0%", "50%")
-    ]
-    assert found.places == tuple(layers)
-    # Nothing was pruned: what is healed is the dense network, up to the rounding of float32.
-    np.testing.assert_allclose(found.at_once[:, 0], 0, atol=1e-10)
-    np.testing.assert_allclose(found.healed[:, 0], 0, atol=1e-6)
-    assert (found.at_once[:, 1] > 0.01).all()
-    assert (found.healed[:, 1] < found.at_once[:, 1]).all()
-    for name, values in graph.constants().items():
-        np.testing.assert_array_equal(values, three_layers().constants()[name])
+    known = Context(DEVICE, data(), report=said.append)
+    graph = pipeline.run(three_layers(), known, reproductions=None).graph
+    smaller = sum(values.size for values in graph.constants().values()) < sum(
+        values.size for values in three_layers().constants().values()
+    )
+    assert smaller or sum(zeros(graph)) > 0
+    assert any(f"{prune.name}: probing" in text for text in said)
 
 
-def test_without_data_it_is_refused() -> None:
+def test_without_a_training_behind_it_is_refused() -> None:
+    prune = PruneTiles(allocate="plasticity")
+    with pytest.raises(UnusableInput, match="Put heal behind it in the pipeline"):
+        prune(three_layers(), context(data()))
     with pytest.raises(UnusableInput, match="Give --calibration"):
-        plastic.plasticity(three_layers(), {}, (0.5,), align.Heal(), Context(DEVICE))
+        prune(three_layers(), context())
 
 
 def all_layers(graph: Graph, rate: float) -> None:
@@ -98,11 +115,17 @@ def perceptron() -> Graph:
 
 
 def recovered(graph: Graph, dense: Graph, rates: Sequence[float]) -> np.ndarray:
-    data = unlabelled(dense, modes(768, 50)[0])
-    healing = align.Heal(epochs=30, rate=0.005, batch=8, loss="squares")
-    context = Context(DEVICE, data, dense=dense)
-    found = plastic.plasticity(graph, {"all": all_layers}, rates, healing, context)
-    return np.asarray(found.recovered[0])
+    """Return the shares of the error that training takes away, after pruning at each rate."""
+    fitted, held = unlabelled(dense, modes(768, 50)[0]).held_out(HELD_OUT)
+    probe = Probe(dense, held)
+    heal = align.Heal(epochs=30, rate=0.005, batch=8, loss="squares")
+    shares = []
+    for rate in rates:
+        pruned = graph.edit()
+        all_layers(pruned, rate)
+        healed = heal(pruned, Context(DEVICE, fitted, dense=dense)).graph
+        shares.append(1 - probe.error(healed) / probe.error(pruned))
+    return np.array(shares)
 
 
 def test_the_more_is_pruned_the_less_recovers(perceptron: Graph) -> None:
