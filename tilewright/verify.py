@@ -28,7 +28,7 @@ _SHAKE = 1e-6  # some units in the last place of a float32
 Outputs = Mapping[str, np.ndarray]
 
 
-class Agreement(NamedTuple):
+class Difference(NamedTuple):
     """How far two sets of outputs are apart.
 
     `max_rel_error` is the largest error relative to the largest magnitude of the same output;
@@ -44,14 +44,14 @@ class Agreement(NamedTuple):
         return self.max_rel_error <= tolerance
 
 
-def compare(expected: Outputs, found: Outputs) -> Agreement:
+def compare(expected: Outputs, found: Outputs) -> Difference:
     """Compare outputs by name. Raises UnusableInput where names or shapes differ."""
     if set(expected) != set(found):
         raise UnusableInput(
             f"The outputs to compare have different names: {sorted(expected)} and "
             f"{sorted(found)}. Compare two forms of the same model."
         )
-    worst = Agreement(0.0, 0.0, "")
+    worst = Difference(0.0, 0.0, "")
     for name in expected:
         error = _error(name, np.asarray(expected[name]), np.asarray(found[name]))
         absolute = max(worst.max_abs_error, error.max_abs_error)
@@ -77,24 +77,24 @@ def shaken(graph: Graph) -> Graph:
     return edited
 
 
-def _error(name: str, expected: np.ndarray, found: np.ndarray) -> Agreement:
+def _error(name: str, expected: np.ndarray, found: np.ndarray) -> Difference:
     if expected.shape != found.shape:
         raise UnusableInput(
             f'Output "{name}" has the shapes {expected.shape} and {found.shape}. '
             "Compare two forms of the same model on the same inputs."
         )
     if not expected.size:
-        return Agreement(0.0, 0.0, name)
+        return Difference(0.0, 0.0, name)
     if expected.dtype.kind in "biuSUO" or found.dtype.kind in "biuSUO":
         wrong = float(np.mean(expected != found))
-        return Agreement(wrong, wrong, name)
+        return Difference(wrong, wrong, name)
     absolute = scale = 0.0
     a, b = expected.reshape(-1), found.reshape(-1)
     for start in range(0, a.size, _COMPARED):
         part = slice(start, start + _COMPARED)
         difference, largest = _distance(a[part], b[part])
         absolute, scale = max(absolute, difference), max(scale, largest)
-    return Agreement(absolute, absolute / scale if scale else absolute, name)
+    return Difference(absolute, absolute / scale if scale else absolute, name)
 
 
 def _distance(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:
@@ -165,11 +165,11 @@ class Verifier:
             self._expected = self._run_before()
         session = oracle.session(graph)
         for feeds, expected in self._expected:
-            agreement = compare(expected, oracle.outputs_of(session, feeds))
-            if not agreement.within(KEPT_OUTPUTS):
+            difference = compare(expected, oracle.outputs_of(session, feeds))
+            if not difference.within(KEPT_OUTPUTS):
                 raise PassFailed(
-                    f'output "{agreement.worst}" changed by {agreement.max_abs_error:.3g} '
-                    f"({agreement.max_rel_error:.1e} of its largest value), but the pass "
+                    f'output "{difference.worst}" changed by {difference.max_abs_error:.3g} '
+                    f"({difference.max_rel_error:.1e} of its largest value), but the pass "
                     f"promises to keep it within {KEPT_OUTPUTS}"
                 )
 

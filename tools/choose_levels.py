@@ -22,7 +22,7 @@ _ROUNDING = 1e-6  # of an agreement: folding changes the last places of answers
 _STEP = 0.98  # by which less is asked for until the choice changes
 
 
-class Place(NamedTuple):
+class TimedLayers(NamedTuple):
     """Layers that run in one kernel and so take one level.
 
     `errors` of the answers and `ms` of these kernels, for each level; the first is dense.
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     ms: np.ndarray
 
 
-class Choice(NamedTuple):
+class ChosenLevels(NamedTuple):
     """A level for each place, and whether it does what was asked."""
 
     levels: Levels
@@ -48,7 +48,7 @@ class LevelTable:
     estimated to shrink as this does.
     """
 
-    places: Sequence[Place]
+    places: Sequence[TimedLayers]
     dense_ms: float
     steps_ms: float
 
@@ -86,14 +86,14 @@ class LevelTable:
         return tuple(best_levels([_rising(p) for p in self.places], gains, wanted))
 
 
-def _rising(place: Place) -> np.ndarray:
+def _rising(place: TimedLayers) -> np.ndarray:
     """Return errors that never fall from level to level: where they do, it is chance."""
     return np.maximum.accumulate(place.errors)
 
 
 def within_budget(
     table: LevelTable, latency: Judge, budget_ms: float, builds: int = _BUILDS
-) -> Choice:
+) -> ChosenLevels:
     """Return the choice of least error that was measured to take no longer than a budget.
 
     What is asked of the table is corrected by what was measured of the choice before. Where
@@ -117,13 +117,13 @@ def within_budget(
         measured[table.fastest] = latency(table.fastest)
     within = [levels for levels, taken in measured.items() if taken <= budget_ms]
     if within:
-        return Choice(min(within, key=table.error), True)
-    return Choice(min(measured, key=measured.__getitem__), False)
+        return ChosenLevels(min(within, key=table.error), True)
+    return ChosenLevels(min(measured, key=measured.__getitem__), False)
 
 
 def at_floor(
     table: LevelTable, agreement: Judge, floor: float, halvings: int = _HALVINGS
-) -> Choice:
+) -> ChosenLevels:
     """Return the choice of least estimated latency whose agreement is at least `floor`.
 
     That is searched by halving the time that is asked for, so a faster one may exist where
@@ -132,10 +132,10 @@ def at_floor(
     """
     floor -= _ROUNDING
     if agreement(table.fastest) >= floor:
-        return Choice(table.fastest, True)
+        return ChosenLevels(table.fastest, True)
     best = table.dense
     if agreement(best) < floor:
-        return Choice(best, False)
+        return ChosenLevels(best, False)
     low, high = table.estimate(table.fastest), table.dense_ms
     for _ in range(halvings):
         middle = (low + high) / 2
@@ -144,4 +144,4 @@ def at_floor(
             best, high = levels, middle
         else:
             low = middle
-    return Choice(best, True)
+    return ChosenLevels(best, True)

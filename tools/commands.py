@@ -29,7 +29,7 @@ from tilewright.tools.search_job import Search
 from tilewright.tools.search_plan import search_plan
 from tilewright.tools.verify_artifact import AGREES
 from tilewright.tools.write_report import summary_rows
-from tilewright.verify import Agreement, compare
+from tilewright.verify import Difference, compare
 
 
 def run_compile(job: Job, console: Console) -> None:
@@ -172,7 +172,7 @@ def run_verify(
         threads = count_threads(threads, console.report)
         a, b = load_any(first, threads), load_any(second, threads)
         found = [compare(a(feeds), b(feeds)) for feeds in samples.feeds()]
-    worst: Agreement = max(found, key=lambda agreement: agreement.max_rel_error)
+    worst: Difference = max(found, key=lambda each: each.max_rel_error)
     agree = worst.within(AGREES)
     summary = (
         f'largest error {worst.max_abs_error:.3g} in output "{worst.worst}", '

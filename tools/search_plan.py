@@ -15,11 +15,11 @@ from tilewright.measurement import machine
 from tilewright.plan import Plan
 from tilewright.protocol import Report, silent
 from tilewright.tools.choose_levels import (
-    Choice,
+    ChosenLevels,
     Judge,
     Levels,
     LevelTable,
-    Place,
+    TimedLayers,
     at_floor,
     within_budget,
 )
@@ -69,9 +69,9 @@ def _choose(
     latency: Judge,
     agreement: Judge,
     report: Report,
-) -> Choice:
+) -> ChosenLevels:
     budget, floor = search.latency_budget_ms, search.accuracy_floor
-    choice = Choice(table.dense, True)
+    choice = ChosenLevels(table.dense, True)
     if budget is not None:
         choice = within_budget(table, latency, budget)
         if floor is None or (choice.met and agreement(choice.levels) >= floor):
@@ -80,7 +80,7 @@ def _choose(
     assert floor is not None, "a search has a budget or a floor"
     choice = at_floor(table, agreement, floor)
     in_time = budget is None or latency(choice.levels) <= budget
-    return Choice(choice.levels, choice.met and in_time)
+    return ChosenLevels(choice.levels, choice.met and in_time)
 
 
 def _plan(subject: Subject, table: LevelTable, levels: Levels) -> Plan:
@@ -105,7 +105,7 @@ def _level_table(subject: Subject, judge: PlanJudge) -> LevelTable:
 
 
 def _described(
-    subject: Subject, judge: PlanJudge, table: LevelTable, choice: Choice, plan: Plan
+    subject: Subject, judge: PlanJudge, table: LevelTable, choice: ChosenLevels, plan: Plan
 ) -> dict[str, Any]:
     search, agreement, latency = subject.search, judge.agreement(plan), judge.latency(plan)
     # Of the dense network as it was in the same turns.
@@ -140,7 +140,7 @@ def _described(
     }
 
 
-def _rows(subject: Subject, place: Place, level: int) -> list[dict[str, Any]]:
+def _rows(subject: Subject, place: TimedLayers, level: int) -> list[dict[str, Any]]:
     """Describe the layers of a place; time and error are those of all of them together."""
     return [
         {

@@ -11,7 +11,7 @@ import numpy as np
 from tilewright.findings import Findings
 from tilewright.protocol import Report, Steps
 from tilewright.steps import StepTimes, meeting, time_in_turns
-from tilewright.tools.choose_levels import Place
+from tilewright.tools.choose_levels import TimedLayers
 
 _SECONDS = 10.0  # of a level's runs, at most
 Against = tuple[StepTimes, StepTimes]  # the dense build, and one with pruned layers, in turns
@@ -53,7 +53,7 @@ def time_levels(
 
 def places_of(
     errors: Mapping[str, Sequence[float]], times: Sequence[Against]
-) -> tuple[list[Place], float]:
+) -> tuple[list[TimedLayers], float]:
     """Return the places that layers share, and the milliseconds of all dense steps.
 
     `errors[layer]` holds one error for each level, of which the first is dense and the others
@@ -61,7 +61,7 @@ def places_of(
     turns, times the ratio that was seen in that level's turn.
     """
     builds = [found.nodes for pair in times for found in pair]
-    places: list[Place] = []
+    places: list[TimedLayers] = []
     placed: set[str] = set()
     for layer in errors:
         if layer in placed:
@@ -73,7 +73,7 @@ def places_of(
         pruned = np.array([pair[1].of(nodes) for pair in times])
         ratios = np.divide(pruned, dense, out=np.ones_like(dense), where=dense > 0)
         ms = np.median(dense) / 1e3 * np.array([1.0, *ratios])
-        places.append(Place(members, np.sum([errors[n] for n in members], axis=0), ms))
+        places.append(TimedLayers(members, np.sum([errors[n] for n in members], axis=0), ms))
     whole = float(np.median([sum(pair[0].microseconds) for pair in times])) / 1e3
     return places, whole
 

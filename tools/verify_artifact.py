@@ -11,7 +11,7 @@ from tilewright.errors import CheckFailed
 from tilewright.frontends.onnx_file import read_onnx
 from tilewright.graph import Graph
 from tilewright.protocol import Executable
-from tilewright.verify import Agreement, Outputs, compare, shaken
+from tilewright.verify import Difference, Outputs, compare, shaken
 
 # Our kernels and onnxruntime's add up in different orders; float32 networks then differ by up
 # to 1e-4 of their largest output. A wrong kernel differs by far more than this.
@@ -33,18 +33,18 @@ def verify_artifact(
     Raises CheckFailed where they differ by more than `allowed` of the largest value.
     """
     found = [executable(feed) for feed in feeds]
-    worst = Agreement(0.0, 0.0, "")
+    worst = Difference(0.0, 0.0, "")
     for name, model in against.items():
-        agreement = _worst_agreement(model, feeds, found)
-        if not agreement.within(allowed):
+        difference = _largest_difference(model, feeds, found)
+        if not difference.within(allowed):
             raise CheckFailed(
                 f"verify: the compiled artifact disagrees with {name} under onnxruntime: "
-                f'output "{agreement.worst}" differs by {agreement.max_abs_error:.3g}, '
-                f"{agreement.max_rel_error:.1e} of its largest value; {allowed:.1e} is "
+                f'output "{difference.worst}" differs by {difference.max_abs_error:.3g}, '
+                f"{difference.max_rel_error:.1e} of its largest value; {allowed:.1e} is "
                 "allowed. Nothing was written; this is a fault of the target's kernels: "
                 "report it."
             )
-        worst = max(worst, agreement, key=lambda a: a.max_rel_error)
+        worst = max(worst, difference, key=lambda a: a.max_rel_error)
     return {
         "max_abs_error": worst.max_abs_error,
         "max_rel_error": worst.max_rel_error,
@@ -69,11 +69,11 @@ def allowed_error(saved: Path, feeds: Sequence[dict[str, np.ndarray]], rounds: b
     return max(AGREES, min(_TIMES_SHAKEN * away, _MOST_SHAKEN))
 
 
-def _worst_agreement(
+def _largest_difference(
     model: Graph | Path, feeds: Sequence[dict[str, np.ndarray]], found: Sequence[Outputs]
-) -> Agreement:
+) -> Difference:
     session = oracle.session(model)
     return max(
         (compare(oracle.outputs_of(session, f), o) for f, o in zip(feeds, found, strict=True)),
-        key=lambda agreement: agreement.max_rel_error,
+        key=lambda difference: difference.max_rel_error,
     )

@@ -25,7 +25,7 @@ class Storage(NamedTuple):
     dtype: type[np.generic]
 
 
-class Place(NamedTuple):
+class StoragePlace(NamedTuple):
     """Where a tensor lies in its storage; the rest is what autograd would want."""
 
     storage: Storage
@@ -38,14 +38,14 @@ class Place(NamedTuple):
 
 ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): Place,
+    ("torch._utils", "_rebuild_tensor_v2"): StoragePlace,
     ("torch", "FloatStorage"): np.float32,
     ("torch", "LongStorage"): np.int64,
 }
 
 
 class TensorUnpickler(pickle.Unpickler):
-    """Unpickles tensors as `Place` and refuses every other call."""
+    """Unpickles tensors as `StoragePlace` and refuses every other call."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name in the pickle."""
@@ -81,7 +81,7 @@ def read_pth(path: Path) -> dict[str, NDArray[np.generic]]:
             )
         for _ in ("version", "system"):
             TensorUnpickler(file).load()
-        places: dict[str, Place] = TensorUnpickler(file).load()
+        places: dict[str, StoragePlace] = TensorUnpickler(file).load()
         keys: list[str] = TensorUnpickler(file).load()
         dtypes = {place.storage.key: place.storage.dtype for place in places.values()}
         storages = {key: read_storage(file, dtypes[key]) for key in keys}
@@ -102,7 +102,7 @@ def read_storage(file: IO[bytes], dtype: type[np.generic]) -> NDArray[np.generic
     return np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
 
 
-def cut(storage: NDArray[np.generic], place: Place) -> NDArray[np.generic]:
+def cut(storage: NDArray[np.generic], place: StoragePlace) -> NDArray[np.generic]:
     """Return one tensor of a storage; element (i, j, ..) is at offset + i stride_0 + ..."""
     # An index array, not a strided view: numpy checks that every index is inside.
     at = np.full(place.shape, place.offset, np.int64)

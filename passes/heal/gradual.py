@@ -19,7 +19,7 @@ from tilewright.passes.prune.candidates import candidates
 from tilewright.passes.prune.choose_tiles import Choice
 from tilewright.passes.prune.obs import spread
 from tilewright.passes.prune.schedule import cosine, cubic
-from tilewright.passes.prune.tiles import planned
+from tilewright.passes.prune.tiles import planned_tiles
 from tilewright.protocol import Context, Feeds, Note, Outcome
 
 _PRUNING = 2 / 3  # of all steps, over which the rounds are spread
@@ -136,7 +136,7 @@ class PruneGradually:
     def _pools(self, graph: Graph, context: Context) -> tuple[list["_Pool"], list[Note]]:
         """Return which layers share a number of tiles, and notes on those that stay dense."""
         if context.plan is not None:
-            choices, notes = planned(graph, context.plan), []
+            choices, notes = planned_tiles(graph, context.plan), []
         else:
             found = candidates(
                 graph, ends=self.ends, smallest=self.smallest, grouped=False, skip=self.skip

@@ -25,7 +25,7 @@ from tilewright.passes.prune.allocation import (
 )
 from tilewright.passes.prune.probe import HELD_OUT
 from tilewright.passes.prune.rank_entries import ranked
-from tilewright.passes.prune.removable import Choice, planned, removable, stays
+from tilewright.passes.prune.removable import Cut, planned_cuts, removable, stays
 from tilewright.passes.prune.score_entries import Entries
 from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of
 from tilewright.passes.prune.take_entries import Orders, Taking
@@ -110,7 +110,7 @@ class PruneChannels:
             raise _wrong("damp", self.damp, "a positive number")
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
-        """Remove what every choice leaves out.
+        """Remove what every cut takes.
 
         Raises UnusableInput where criterion or allocator have not what they need, and where a
         plan asks for what cannot be.
@@ -126,42 +126,42 @@ class PruneChannels:
         couplings = Couplings(pruned)
         if context.plan is not None:
             found = removable(pruned, couplings, ends=True, smallest=0, skip=())
-            choices = planned(context.plan, pruned, couplings, found)
+            cuts = planned_cuts(context.plan, pruned, couplings, found)
         else:
             found = removable(
                 pruned, couplings, ends=self.ends, smallest=self.smallest, skip=self.skip
             ).without_overlaps()
-            choices = [c._replace(kept=self._left(c.dimension.size)) for c in found.choices]
-            choices = [choice for choice in choices if choice.gone]
+            cuts = [c._replace(kept=self._left(c.dimension.size)) for c in found.cuts]
+            cuts = [cut for cut in cuts if cut.gone]
         notes = [*couplings.notes, *stays(couplings, found.reasons)]
         calibration = context.calibration
         criterion = self.criterion
         if calibration is None and criterion == OBS:
             criterion = "magnitude"
-            notes += self._warned(context, choices)
+            notes += self._warned(context, cuts)
         ranks = self.allocate == TOLERANCE and context.plan is None
         for each in (criterion, *(self.rankings if ranks else ())):
             check_criterion(self.name, each, dense, calibration)
-        asked = Entries(dense, couplings, choices, calibration, self.damp, context.seed)
+        asked = Entries(dense, couplings, cuts, calibration, self.damp, context.seed)
         with one_blas_thread():
-            if self.allocate != UNIFORM and context.plan is None and choices:
-                choices = self._allocated(asked, criterion, context)
-            taking = self._taking(criterion, asked._replace(choices=choices))
+            if self.allocate != UNIFORM and context.plan is None and cuts:
+                cuts = self._allocated(asked, criterion, context)
+            taking = self._taking(criterion, asked._replace(cuts=cuts))
             gone = taking.taken(
                 pruned,
-                choices,
+                cuts,
                 calibration,
                 report,
             )
-        notes += [_removed(layer, choice) for choice in choices for layer in choice.layers]
+        notes += [_removed(layer, cut) for cut in cuts for layer in cut.layers]
         kept = {
             dimension: np.setdiff1d(np.arange(dimension.size), entries).tolist()
             for dimension, entries in gone.items()
         }
         return Outcome(couplings.select(kept) if kept else pruned, tuple(notes))
 
-    def _warned(self, context: Context, choices: Sequence[Choice]) -> list[Note]:
-        if not choices:
+    def _warned(self, context: Context, cuts: Sequence[Cut]) -> list[Note]:
+        if not cuts:
             return []
         reason = (
             "its inputs are chosen by magnitude, not refitted: there is no calibration data"
@@ -171,7 +171,7 @@ class PruneChannels:
             "nothing is refitted; expect the answers to change a lot. Give --calibration "
             "FILE.npz."
         )
-        return [Note(layer.name, reason) for choice in choices for layer in choice.layers]
+        return [Note(layer.name, reason) for cut in cuts for layer in cut.layers]
 
     def _left(self, size: int) -> int:
         left = max(1, round((1 - self.sparsity) * size))
@@ -180,22 +180,22 @@ class PruneChannels:
         return min(size, max(self.multiple, round(left / self.multiple) * self.multiple))
 
     def _taking(self, criterion: str, asked: Entries) -> Taking:
-        scored = criterion != OBS and asked.choices
+        scored = criterion != OBS and asked.cuts
         orders: Orders = ranked(criterion, asked) if scored else {}
         return Taking(asked.dense, orders, self.refit, self.damp, asked.seed)
 
-    def _allocated(self, asked: Entries, criterion: str, context: Context) -> list[Choice]:
-        """Return the choices with as many entries kept as `allocate` finds."""
-        choices = asked.choices
+    def _allocated(self, asked: Entries, criterion: str, context: Context) -> list[Cut]:
+        """Return the cuts with as many entries kept as `allocate` finds."""
+        cuts = asked.cuts
         fitted = held = asked.calibration
         if asked.calibration is not None:
             fitted, held = asked.calibration.held_out(HELD_OUT)
         asked = asked._replace(calibration=fitted)
         macs = _macs(asked.dense)
-        places = {c.dimension: self._place(c, asked.couplings, macs) for c in choices}
+        places = {c.dimension: self._place(c, asked.couplings, macs) for c in cuts}
 
         def removals() -> Iterator[Removal]:
-            return self._taking(criterion, asked).removals(choices, places, fitted)
+            return self._taking(criterion, asked).removals(cuts, places, fitted)
 
         def rankings() -> list[tuple[np.ndarray, np.ndarray]]:
             one, other = (ranked(each, asked) for each in self.rankings)
@@ -215,19 +215,19 @@ class PruneChannels:
             asked.seed,
         )
         removed = dict(zip(places, ALLOCATORS[self.allocate].of(question), strict=True))
-        settled = [c._replace(kept=c.dimension.size - removed[c.dimension]) for c in choices]
-        return [choice for choice in settled if choice.gone]
+        settled = [c._replace(kept=c.dimension.size - removed[c.dimension]) for c in cuts]
+        return [cut for cut in settled if cut.gone]
 
-    def _place(self, choice: Choice, couplings: Couplings, macs: Mapping[str, float]) -> Place:
+    def _place(self, cut: Cut, couplings: Couplings, macs: Mapping[str, float]) -> Place:
         """Describe a dimension, whose entries each save multiplications."""
-        size = choice.dimension.size
+        size = cut.dimension.size
         step = self.multiple if size >= 4 * self.multiple else 1
-        where = couplings.places[choice.dimension]
+        where = couplings.places[cut.dimension]
         saves = sum(macs.get(name, 0.0) for name, _ in where) / size
-        rows = sum(layer.outputs for layer in choice.layers)
+        rows = sum(layer.outputs for layer in cut.layers)
         most = size - max(step, round(_LEAST * size))
-        names = tuple(layer.name for layer in choice.layers)
-        return Place(choice.names, size, most, step, saves, (rows, size), names)
+        names = tuple(layer.name for layer in cut.layers)
+        return Place(cut.names, size, most, step, saves, (rows, size), names)
 
 
 def _macs(graph: Graph) -> dict[str, float]:
@@ -238,9 +238,9 @@ def _macs(graph: Graph) -> dict[str, float]:
     }
 
 
-def _removed(layer: Layer, choice: Choice) -> Note:
-    size = choice.dimension.size
-    return Note(layer.name, f"reads {choice.kept} of {size}: the others are removed")
+def _removed(layer: Layer, cut: Cut) -> Note:
+    size = cut.dimension.size
+    return Note(layer.name, f"reads {cut.kept} of {size}: the others are removed")
 
 
 def _wrong(option: str, value: object, wanted: str) -> UnusableInput:

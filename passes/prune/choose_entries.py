@@ -1,4 +1,4 @@
-"""Which entries of each choice go, in view of what all its layers read."""
+"""Which entries go in each cut, in view of what all its layers read."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,7 +11,7 @@ from tilewright.layers import Layer, linear_layers
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.joint import Problem, cheapest_entries, reading
 from tilewright.passes.prune.refit import Fit, fit, seen_by, settle
-from tilewright.passes.prune.removable import Choice
+from tilewright.passes.prune.removable import Cut
 from tilewright.segments import Pair
 
 # The columns of each layer's matrix that have gone, by its name.
@@ -19,39 +19,39 @@ Gone = Mapping[str, Sequence[np.ndarray]]
 
 
 def fits_of(
-    dense: Graph, choices: Sequence[Choice], calibration: Calibration, damp: float, seed: int
-) -> Iterator[tuple[Choice, list[Fit]]]:
-    """Yield each choice with what its layers give in the dense network, once all are known.
+    dense: Graph, cuts: Sequence[Cut], calibration: Calibration, damp: float, seed: int
+) -> Iterator[tuple[Cut, list[Fit]]]:
+    """Yield each cut with what its layers give in the dense network, once all are known.
 
-    No more is held than what the choices to come need.
+    No more is held than what the cuts to come need.
     """
     pair = Pair(calibration, dense, seed=seed)
     uses = use_counts(dense)
     fits: dict[str, Fit] = {}
-    waiting = {choice.dimension: choice for choice in choices}
-    for layer in readers(dense, choices):
+    waiting = {cut.dimension: cut for cut in cuts}
+    for layer in readers(dense, cuts):
         fits[layer.name] = fit(layer, seen_by(layer, pair, dense), damp, uses)
-        for choice in list(waiting.values()):
-            if all(its.name in fits for its in choice.layers):
-                del waiting[choice.dimension]
-                yield choice, [fits[its.name] for its in choice.layers]
-        needed = {its.name for choice in waiting.values() for its in choice.layers}
+        for cut in list(waiting.values()):
+            if all(its.name in fits for its in cut.layers):
+                del waiting[cut.dimension]
+                yield cut, [fits[its.name] for its in cut.layers]
+        needed = {its.name for cut in waiting.values() for its in cut.layers}
         fits = {name: its for name, its in fits.items() if name in needed}
 
 
-def cheapest_of(choice: Choice, fits: Sequence[Fit], gone: Gone, count: int) -> np.ndarray:
+def cheapest_of(cut: Cut, fits: Sequence[Fit], gone: Gone, count: int) -> np.ndarray:
     """Return the entries that hurt least, in the order in which they go.
 
     What a layer loses counts relative to all that it gives. `gone` are columns that the layers
     have lost already.
     """
     readings = []
-    for layer, columns, fitted in zip(choice.layers, choice.columns, fits, strict=True):
+    for layer, columns, fitted in zip(cut.layers, cut.columns, fits, strict=True):
         share = 1 / max(sum(problem.energy() for problem in fitted.problems), 1e-30)
         for problem in fitted.problems:
             alive = _alive(problem, gone.get(layer.name, ()))
             readings.append(reading(problem, columns, alive, share))
-    return cheapest_entries(readings, choice.dimension.size, count)
+    return cheapest_entries(readings, cut.dimension.size, count)
 
 
 def refit_without(
@@ -70,20 +70,20 @@ def zero_without(layer: Layer, gone: Sequence[np.ndarray]) -> None:
     layer.replace(matrix)
 
 
-def readers(graph: Graph, choices: Sequence[Choice]) -> list[Layer]:
-    """Return the layers that read any of the choices, in order."""
-    names = {layer.name for choice in choices for layer in choice.layers}
+def readers(graph: Graph, cuts: Sequence[Cut]) -> list[Layer]:
+    """Return the layers that read any of the cuts, in order."""
+    names = {layer.name for cut in cuts for layer in cut.layers}
     return [layer for layer in linear_layers(graph) if layer.name in names]
 
 
 def columns_of_entries(
-    choices: Sequence[Choice], entries: Mapping[Dimension, np.ndarray]
+    cuts: Sequence[Cut], entries: Mapping[Dimension, np.ndarray]
 ) -> dict[str, list[np.ndarray]]:
-    """Return the columns of each layer that go with entries of the choices."""
+    """Return the columns of each layer that go with entries of the cuts."""
     found: dict[str, list[np.ndarray]] = {}
-    for choice in choices:
-        for layer, columns in zip(choice.layers, choice.columns, strict=True):
-            taken = columns[entries.get(choice.dimension, np.array([], np.int64))]
+    for cut in cuts:
+        for layer, columns in zip(cut.layers, cut.columns, strict=True):
+            taken = columns[entries.get(cut.dimension, np.array([], np.int64))]
             found.setdefault(layer.name, []).append(taken)
     return found
 

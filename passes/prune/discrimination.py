@@ -33,7 +33,7 @@ class Head(NamedTuple):
     bias: np.ndarray
 
 
-class Layer(NamedTuple):
+class LabelledLayer(NamedTuple):
     """A layer and what its outputs are for.
 
     `weights` is W, (outputs, inputs); `gram` is X X^T, positive definite, so damped where need
@@ -80,7 +80,7 @@ def train_head(features: np.ndarray, labels: np.ndarray, ridge: float = 1e-3) ->
     return Head(flat[:-classes].reshape(classes, width), flat[-classes:])
 
 
-def loss(layer: Layer, weights: np.ndarray) -> float:
+def loss(layer: LabelledLayer, weights: np.ndarray) -> float:
     """Return L at these weights, (outputs, inputs)."""
     change = weights - layer.weights
     missed = float(np.sum((change @ layer.gram) * change)) / _energy(layer) / 2
@@ -88,14 +88,14 @@ def loss(layer: Layer, weights: np.ndarray) -> float:
     return missed + layer.balance * entropy
 
 
-def gradient(layer: Layer, weights: np.ndarray) -> np.ndarray:
+def gradient(layer: LabelledLayer, weights: np.ndarray) -> np.ndarray:
     """Return dL/dV at these weights, (outputs, inputs)."""
     _, slope = _cross_entropy(_logits(layer, weights), layer.labels)
     missed = (weights - layer.weights) @ layer.gram / _energy(layer)
     return np.asarray(missed + layer.balance * layer.head.weights.T @ (slope.T @ layer.pooled))
 
 
-def refit(layer: Layer, inputs: np.ndarray) -> np.ndarray:
+def refit(layer: LabelledLayer, inputs: np.ndarray) -> np.ndarray:
     """Return the weights with the least L that are zero but for these inputs.
 
     Without the second term they are W C_A (C_AA)^-1, C being the Gram matrix and A the inputs.
@@ -134,7 +134,11 @@ def refit(layer: Layer, inputs: np.ndarray) -> np.ndarray:
 
 
 def select(
-    layer: Layer, channels: np.ndarray, kept: int, together: int = 1, tolerance: float = 0.0
+    layer: LabelledLayer,
+    channels: np.ndarray,
+    kept: int,
+    together: int = 1,
+    tolerance: float = 0.0,
 ) -> Selection:
     """Choose input channels, those with the largest gradient first, `together` in a round.
 
@@ -159,12 +163,12 @@ def select(
     return Selection(chosen, losses, weights)
 
 
-def _energy(layer: Layer) -> float:
+def _energy(layer: LabelledLayer) -> float:
     """Return |W X|^2."""
     return float(np.sum((layer.weights @ layer.gram) * layer.weights))
 
 
-def _logits(layer: Layer, weights: np.ndarray) -> np.ndarray:
+def _logits(layer: LabelledLayer, weights: np.ndarray) -> np.ndarray:
     return np.asarray(layer.pooled @ (layer.head.weights @ weights).T + layer.head.bias)
 
 

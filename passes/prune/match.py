@@ -18,7 +18,7 @@ from tilewright.passes.prune import matching, obs
 from tilewright.passes.prune.bias import bias_of, use_counts
 from tilewright.passes.prune.candidates import candidates
 from tilewright.passes.prune.scoring import criteria_of
-from tilewright.passes.prune.tiles import planned
+from tilewright.passes.prune.tiles import planned_tiles
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
@@ -112,7 +112,7 @@ class MatchTiles:
         if context.plan is not None:
             return {
                 name: (choice.layout, choice.sparsity)
-                for name, choice in planned(graph, context.plan).items()
+                for name, choice in planned_tiles(graph, context.plan).items()
                 if isinstance(choice.layout, Tile)
             }
         found = candidates(

@@ -16,7 +16,7 @@ from tilewright.protocol import Note
 from tilewright.removed import columns_of, dimensions_read
 
 
-class Choice(NamedTuple):
+class Cut(NamedTuple):
     """A dimension, how many of its entries stay, and the layers that add up over it, in order.
 
     `columns` are those of each layer's matrix that meet an entry, (entries, columns).
@@ -41,18 +41,18 @@ class Choice(NamedTuple):
 class Removable(NamedTuple):
     """The dimensions that may lose entries, whole, and why each of the others may not."""
 
-    choices: tuple[Choice, ...]
+    cuts: tuple[Cut, ...]
     reasons: Mapping[Dimension, str]
 
     def without_overlaps(self) -> "Removable":
         """Leave out what reads the same columns as a dimension before it: depths of heads."""
-        kept: list[Choice] = []
+        kept: list[Cut] = []
         reasons = dict(self.reasons)
-        for choice in self.choices:
-            if any(overlap(choice, other) for other in kept):
-                reasons[choice.dimension] = _TAKEN
+        for cut in self.cuts:
+            if any(overlap(cut, other) for other in kept):
+                reasons[cut.dimension] = _TAKEN
             else:
-                kept.append(choice)
+                kept.append(cut)
         return Removable(tuple(kept), reasons)
 
 
@@ -76,7 +76,7 @@ def removable(
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     constants = graph.constants()
     reasons: dict[Dimension, str] = {}
-    choices = []
+    cuts = []
     for dimension, places in couplings.places.items():
         readers = sorted(couplings.sums(dimension), key=order.__getitem__)
         weights = sum(constants[name].size for name, _ in places if name in constants)
@@ -92,12 +92,12 @@ def removable(
             continue
         found = tuple(layers[name] for name in readers)
         columns = tuple(columns_of(couplings, layer, dimension) for layer in found)
-        choices.append(Choice(dimension, dimension.size, found, columns))
-    choices.sort(key=lambda choice: order[choice.layers[0].name])
-    return Removable(tuple(choices), reasons)
+        cuts.append(Cut(dimension, dimension.size, found, columns))
+    cuts.sort(key=lambda cut: order[cut.layers[0].name])
+    return Removable(tuple(cuts), reasons)
 
 
-def overlap(one: Choice, other: Choice) -> bool:
+def overlap(one: Cut, other: Cut) -> bool:
     """Say whether some layer has columns that meet entries of both."""
     return any(
         a.name == b.name and np.intersect1d(columns, others).size
@@ -115,7 +115,7 @@ def stays(couplings: Couplings, reasons: Mapping[Dimension, str]) -> list[Note]:
     ]
 
 
-def planned(plan: Plan, graph: Graph, couplings: Couplings, found: Removable) -> list[Choice]:
+def planned_cuts(plan: Plan, graph: Graph, couplings: Couplings, found: Removable) -> list[Cut]:
     """Return what a plan takes, to the entry.
 
     A share of a layer is taken of each dimension of its inputs, or of the first of those that
@@ -124,7 +124,7 @@ def planned(plan: Plan, graph: Graph, couplings: Couplings, found: Removable) ->
     UnusableInput that lists everything wrong.
     """
     layers = {layer.name: layer for layer in linear_layers(graph)}
-    choices = {choice.dimension: choice for choice in found.choices}
+    cuts = {cut.dimension: cut for cut in found.cuts}
     asked: dict[Dimension, dict[str, float]] = {}
     wrong: list[str] = []
     for item, level in sorted(plan.levels.items()):
@@ -135,41 +135,41 @@ def planned(plan: Plan, graph: Graph, couplings: Couplings, found: Removable) ->
             continue
         read = dimensions_read(couplings, layers[item])
         try:
-            shares = _by_dimension(level["channels"], read, choices)
+            shares = _by_dimension(level["channels"], read, cuts)
         except ValueError as error:
             wrong.append(f'channels of "{item}" is {level["channels"]!r}, {error}')
             continue
         for dimension, share in shares.items():
             asked.setdefault(dimension, {})[item] = share
-        refused = [d for d in shares if shares[d] and d not in choices]
+        refused = [d for d in shares if shares[d] and d not in cuts]
         if refused or not shares:
             why = [found.reasons[d] for d in refused or read if d in found.reasons]
             said = "; ".join(dict.fromkeys(why)) or "callers see them, or no rule follows them"
             wrong.append(f'no inputs of "{item}" can be removed: {said}')
     wrong += _disagreeing(asked)
-    taken: dict[Dimension, Choice] = {}
+    taken: dict[Dimension, Cut] = {}
     for dimension, by in asked.items():
         item, share = max(by.items(), key=lambda entry: entry[1])
-        if dimension not in choices or not share:
+        if dimension not in cuts or not share:
             continue
         kept = max(1, round((1 - share) * dimension.size))
-        choice = choices[dimension]._replace(kept=kept)
-        if not choice.gone:
+        cut = cuts[dimension]._replace(kept=kept)
+        if not cut.gone:
             said = f"which is less than one of its {dimension.size} inputs"
             wrong.append(f'channels of "{item}" is {share}, {said}')
-        if any(overlap(choice, other) for other in taken.values()):
+        if any(overlap(cut, other) for other in taken.values()):
             wrong.append(f'channels of "{item}": {_TAKEN}')
-        taken[dimension] = choice
+        taken[dimension] = cut
     if wrong:
         raise UnusableInput(
             f"The plan cannot be applied: {'; '.join(wrong)}. "
             f"Correct it; the model's layers are {', '.join(layers) or 'none'}."
         )
-    return [taken[whole.dimension] for whole in found.choices if whole.dimension in taken]
+    return [taken[whole.dimension] for whole in found.cuts if whole.dimension in taken]
 
 
 def _by_dimension(
-    value: float | int | str, read: Sequence[Dimension], choices: Mapping[Dimension, Choice]
+    value: float | int | str, read: Sequence[Dimension], cuts: Mapping[Dimension, Cut]
 ) -> dict[Dimension, float]:
     """Return the share of each dimension that a level's "channels" speaks of."""
     shares = shares_of(value)
@@ -177,8 +177,8 @@ def _by_dimension(
         (share,) = shares
         taken: dict[Dimension, float] = {}
         for dimension in read:
-            whole = choices.get(dimension)
-            if whole and not any(overlap(whole, choices[other]) for other in taken):
+            whole = cuts.get(dimension)
+            if whole and not any(overlap(whole, cuts[other]) for other in taken):
                 taken[dimension] = share
         return taken
     if len(shares) != len(read):

@@ -12,10 +12,10 @@ from tilewright.passes.prune.allocate import RATES, Place, counts_of, savings, u
 
 # How well the network does without so many entries of each place at once: its accuracy, or how
 # well it agrees with the dense one. Higher is better.
-Agreement = Callable[[Sequence[int]], float]
+Judge = Callable[[Sequence[int]], float]
 
 
-def sensitivity(places: Sequence[Place], agreement: Agreement, floor: float) -> list[int]:
+def sensitivity(places: Sequence[Place], agreement: Judge, floor: float) -> list[int]:
     """Remove from each place as much as it tolerates alone, as far as the floor holds together.
 
     First the largest of RATES that holds the floor everywhere at once is found.
@@ -52,7 +52,7 @@ def sensitivity(places: Sequence[Place], agreement: Agreement, floor: float) -> 
 
 
 def prioritized(
-    places: Sequence[Place], agreement: Agreement, floor: float, budget: float
+    places: Sequence[Place], agreement: Judge, floor: float, budget: float
 ) -> list[int]:
     """Remove from the largest place down as much as the floor allows, until `budget` is saved.
 
@@ -77,7 +77,7 @@ def prioritized(
     return removed
 
 
-def _check(places: Sequence[Place], agreement: Agreement, floor: float) -> None:
+def _check(places: Sequence[Place], agreement: Judge, floor: float) -> None:
     found = agreement([0] * len(places))
     if found < floor:
         raise UnusableInput(

@@ -15,7 +15,7 @@ from tilewright.layers import Layer
 from tilewright.passes.prune import criteria, discrimination, obs
 from tilewright.passes.prune.choose_entries import readers
 from tilewright.passes.prune.pseudo_labels import classes_of
-from tilewright.passes.prune.removable import Choice
+from tilewright.passes.prune.removable import Cut
 from tilewright.passes.prune.score_entries import Entries, Scores
 from tilewright.passes.prune.score_weights import ridge
 from tilewright.removed import entries_of
@@ -41,12 +41,12 @@ def leverages(asked: Entries) -> Scores:
         each = [criteria.leverage(gram, ridge(gram, asked.damp)) for gram in parts]
         found[layer.name] = np.mean(each, axis=0)
 
-    def of(choice: Choice) -> np.ndarray:
-        read = zip(choice.layers, choice.columns, strict=True)
+    def of(cut: Cut) -> np.ndarray:
+        read = zip(cut.layers, cut.columns, strict=True)
         sums = [found[layer.name][columns].sum(axis=1) for layer, columns in read]
         return np.asarray(np.mean(sums, axis=0))
 
-    return {choice.dimension: of(choice) for choice in asked.choices}
+    return {cut.dimension: of(cut) for cut in asked.cuts}
 
 
 def utilizations(asked: Entries) -> Scores:
@@ -63,12 +63,12 @@ def utilizations(asked: Entries) -> Scores:
     walk = Walk(asked.calibration)
     index = {node.name: place for place, node in enumerate(asked.dense.nodes)}
     found = {}
-    for choice in sorted(asked.choices, key=lambda each: index[each.layers[0].name]):
-        layer = choice.layers[0]
+    for cut in sorted(asked.cuts, key=lambda each: index[each.layers[0].name]):
+        layer = cut.layers[0]
         walk.advance(asked.dense, index[layer.name])
-        held = _held(asked, choice.dimension, walk.values(layer.source.name), layer)
+        held = _held(asked, cut.dimension, walk.values(layer.source.name), layer)
         activations = np.stack([held[sample] for sample in chosen])
-        found[choice.dimension] = criteria.utilization(activations, classes[chosen], asked.seed)
+        found[cut.dimension] = criteria.utilization(activations, classes[chosen], asked.seed)
     return found
 
 
@@ -82,11 +82,11 @@ def discriminations(asked: Entries) -> Scores:
     """
     assert asked.calibration is not None
     _, labels = np.unique(classes_of(asked.dense, asked.calibration), return_inverse=True)
-    wanted: dict[str, list[Choice]] = {}
-    for choice in asked.choices:
-        for layer in choice.layers:
-            wanted.setdefault(layer.name, []).append(choice)
-    found = {choice.dimension: np.zeros(choice.dimension.size) for choice in asked.choices}
+    wanted: dict[str, list[Cut]] = {}
+    for cut in asked.cuts:
+        for layer in cut.layers:
+            wanted.setdefault(layer.name, []).append(cut)
+    found = {cut.dimension: np.zeros(cut.dimension.size) for cut in asked.cuts}
     for layer, read in _reading(asked):
         if layer.groups > 1:
             raise UnusableInput(
@@ -94,12 +94,12 @@ def discriminations(asked: Entries) -> Scores:
                 f"{layer.name} is a convolution of {layer.groups} groups. Name it in skip=, or "
                 "choose another criterion."
             )
-        for choice in wanted[layer.name]:
-            (place,) = [i for i, its in enumerate(choice.layers) if its.name == layer.name]
-            order = _chosen(layer, choice.columns[place], read, labels, asked.damp)
+        for cut in wanted[layer.name]:
+            (place,) = [i for i, its in enumerate(cut.layers) if its.name == layer.name]
+            order = _chosen(layer, cut.columns[place], read, labels, asked.damp)
             early = np.empty(len(order))
             early[order] = np.arange(len(order), 0, -1)
-            found[choice.dimension] += early / len(choice.layers)
+            found[cut.dimension] += early / len(cut.layers)
     return found
 
 
@@ -114,7 +114,7 @@ def _reading(asked: Entries) -> Iterator[tuple[Layer, _Read]]:
     """Yield each layer that reads a dimension, in order, and what it reads."""
     assert asked.calibration is not None
     pair = Pair(asked.calibration, asked.dense, seed=asked.seed)
-    for layer in readers(asked.dense, asked.choices):
+    for layer in readers(asked.dense, asked.cuts):
         gram, means = Gram(), []
         for x, _ in pair.columns(layer, asked.dense):
             gram.add(x)
@@ -129,7 +129,7 @@ def _chosen(
     at = columns.reshape(-1)
     weights = layer.matrix()[:, at].astype(np.float64)
     pooled = read.pooled[:, at]
-    problem = discrimination.Layer(
+    problem = discrimination.LabelledLayer(
         weights,
         obs.damped(read.gram[np.ix_(at, at)], damp),
         pooled,

@@ -20,7 +20,7 @@ from tilewright.passes.prune import criteria
 from tilewright.passes.prune.bias import bias_of, use_counts
 from tilewright.passes.prune.joint import squared_sums
 from tilewright.passes.prune.pseudo_labels import gradients
-from tilewright.passes.prune.removable import Choice
+from tilewright.passes.prune.removable import Cut
 from tilewright.removed import entries_of
 
 Scores = dict[Dimension, np.ndarray]
@@ -32,7 +32,7 @@ class Entries(NamedTuple):
 
     dense: Graph
     couplings: Couplings
-    choices: Sequence[Choice]
+    cuts: Sequence[Cut]
     calibration: Calibration | None
     damp: float
     seed: int
@@ -41,13 +41,13 @@ class Entries(NamedTuple):
 def magnitude(asked: Entries) -> Scores:
     """Return the squared sums of the weights that read each entry."""
     return {
-        choice.dimension: squared_sums(
+        cut.dimension: squared_sums(
             [
                 (layer.matrix(), columns)
-                for layer, columns in zip(choice.layers, choice.columns, strict=True)
+                for layer, columns in zip(cut.layers, cut.columns, strict=True)
             ]
         )
-        for choice in asked.choices
+        for cut in asked.cuts
     }
 
 
@@ -57,12 +57,12 @@ def l2(asked: Entries) -> Scores:
     Raises UnusableInput where a dimension has none.
     """
     found = {}
-    for choice in asked.choices:
-        squares = np.zeros(choice.dimension.size)
-        for layer, rows in _writers(asked, choice, "l2"):
+    for cut in asked.cuts:
+        squares = np.zeros(cut.dimension.size)
+        for layer, rows in _writers(asked, cut, "l2"):
             norms = criteria.filter_norms(layer.matrix()[rows])
             squares += np.square(norms) / max(float(np.square(norms).sum()), 1e-30)
-        found[choice.dimension] = np.sqrt(squares)
+        found[cut.dimension] = np.sqrt(squares)
     return found
 
 
@@ -72,15 +72,15 @@ def taylor(asked: Entries) -> Scores:
     That is a gate on the entry (`criteria.taylor`), whatever writes it; the mean over losses.
     """
     assert asked.calibration is not None
-    names = {str(its.weight.name) for choice in asked.choices for its in choice.layers}
+    names = {str(its.weight.name) for cut in asked.cuts for its in cut.layers}
     constants = asked.dense.constants()
-    found = {choice.dimension: np.zeros(choice.dimension.size) for choice in asked.choices}
+    found = {cut.dimension: np.zeros(cut.dimension.size) for cut in asked.cuts}
     count = 0
     for batch in gradients(asked.dense, asked.calibration, names, asked.seed):
         count += 1
-        for choice in asked.choices:
-            weights, slopes = _read(choice, constants), _read(choice, batch)
-            found[choice.dimension] += criteria.taylor(weights, slopes[None])
+        for cut in asked.cuts:
+            weights, slopes = _read(cut, constants), _read(cut, batch)
+            found[cut.dimension] += criteria.taylor(weights, slopes[None])
     return {dimension: total / count for dimension, total in found.items()}
 
 
@@ -93,11 +93,11 @@ def reconstruction(asked: Entries) -> Scores:
     uses = use_counts(asked.dense)
     constants = asked.dense.constants()
     filters = {
-        choice.dimension: [
+        cut.dimension: [
             (layer, bias_of(layer, uses), rows)
-            for layer, rows in _writers(asked, choice, "reconstruction")
+            for layer, rows in _writers(asked, cut, "reconstruction")
         ]
-        for choice in asked.choices
+        for cut in asked.cuts
     }
     parts = [part for each in filters.values() for part in each]
     tensors = [t for layer, bias, _ in parts for t in (layer.weight, bias)]
@@ -121,32 +121,30 @@ def reconstruction(asked: Entries) -> Scores:
     }
 
 
-def _writers(
-    asked: Entries, choice: Choice, criterion: str
-) -> Iterator[tuple[Layer, np.ndarray]]:
+def _writers(asked: Entries, cut: Cut, criterion: str) -> Iterator[tuple[Layer, np.ndarray]]:
     """Yield the layers whose outputs are a dimension's entries, and their rows, by entry."""
     found = 0
     for layer in linear_layers(asked.dense):
         written = asked.couplings.of(layer.weight)[layer.output_axis]
-        if choice.dimension in leaves(written):
+        if cut.dimension in leaves(written):
             found += 1
-            yield layer, entries_of(written, choice.dimension)
+            yield layer, entries_of(written, cut.dimension)
     if not found:
         raise UnusableInput(
             f"prune-channels: criterion={criterion} looks at the layers that write what "
-            f"{choice.names} reads, and no linear layer does. Name it in skip=, or choose "
+            f"{cut.names} reads, and no linear layer does. Name it in skip=, or choose "
             "another criterion, such as obs."
         )
 
 
-def _read(choice: Choice, values: Constants) -> np.ndarray:
+def _read(cut: Cut, values: Constants) -> np.ndarray:
     """Return the weights, or their gradients, that read each entry: (entries, weights)."""
     return np.concatenate(
         [
             np.moveaxis(layer.as_matrix(values[layer.weight.name])[:, columns], 1, 0).reshape(
                 len(columns), -1
             )
-            for layer, columns in zip(choice.layers, choice.columns, strict=True)
+            for layer, columns in zip(cut.layers, cut.columns, strict=True)
         ],
         axis=1,
     )

@@ -23,7 +23,7 @@ from tilewright.passes.prune.choose_entries import (
 )
 from tilewright.passes.prune.probe import changed
 from tilewright.passes.prune.refit import Fit, fit, seen_by
-from tilewright.passes.prune.removable import Choice
+from tilewright.passes.prune.removable import Cut
 from tilewright.protocol import Report
 from tilewright.segments import Pair
 
@@ -46,30 +46,30 @@ class Taking:
 
     def removals(
         self,
-        choices: Sequence[Choice],
+        cuts: Sequence[Cut],
         places: Mapping[Dimension, Place],
         calibration: Calibration | None,
     ) -> Iterator[Removal]:
         """Yield what the constants are without entries of each dimension alone."""
-        if calibration is None or not self._walks(choices):
-            for choice in choices:
-                without = partial(self._bare, choice, self.orders[choice.dimension])
-                yield Removal(places[choice.dimension], without)
+        if calibration is None or not self._walks(cuts):
+            for cut in cuts:
+                without = partial(self._bare, cut, self.orders[cut.dimension])
+                yield Removal(places[cut.dimension], without)
             return
-        for choice, fits in fits_of(self.dense, choices, calibration, self.damp, self.seed):
-            place = places[choice.dimension]
-            order = self.orders.get(choice.dimension)
+        for cut, fits in fits_of(self.dense, cuts, calibration, self.damp, self.seed):
+            place = places[cut.dimension]
+            order = self.orders.get(cut.dimension)
             if order is None:
-                order = cheapest_of(choice, fits, {}, place.most)
+                order = cheapest_of(cut, fits, {}, place.most)
             if self.refit:
-                yield Removal(place, partial(self._refitted, choice, fits, order))
+                yield Removal(place, partial(self._refitted, cut, fits, order))
             else:
-                yield Removal(place, partial(self._bare, choice, order))
+                yield Removal(place, partial(self._bare, cut, order))
 
     def taken(
         self,
         pruned: Graph,
-        choices: Sequence[Choice],
+        cuts: Sequence[Cut],
         calibration: Calibration | None,
         report: Report,
     ) -> dict[Dimension, np.ndarray]:
@@ -81,53 +81,53 @@ class Taking:
         refitted or searched for, `pruned` stays as it is.
         """
         gone = {
-            choice.dimension: self.orders[choice.dimension][: choice.gone]
-            for choice in choices
-            if choice.dimension in self.orders
+            cut.dimension: self.orders[cut.dimension][: cut.gone]
+            for cut in cuts
+            if cut.dimension in self.orders
         }
-        if calibration is None or not self._walks(choices):
+        if calibration is None or not self._walks(cuts):
             return gone
-        shared = [c for c in choices if c.dimension not in gone and len(c.layers) > 1]
+        shared = [c for c in cuts if c.dimension not in gone and len(c.layers) > 1]
         chosen = fits_of(self.dense, shared, calibration, self.damp, self.seed)
-        for done, (choice, fits) in enumerate(chosen, 1):
-            report(f"what {choice.names} read ({done} of {len(shared)})")
+        for done, (cut, fits) in enumerate(chosen, 1):
+            report(f"what {cut.names} read ({done} of {len(shared)})")
             before = columns_of_entries(shared, gone)
-            gone[choice.dimension] = cheapest_of(choice, fits, before, choice.gone)
+            gone[cut.dimension] = cheapest_of(cut, fits, before, cut.gone)
         pair = Pair(calibration, self.dense, seed=self.seed)
         uses = use_counts(pruned)
-        layers = readers(pruned, choices)
+        layers = readers(pruned, cuts)
         for done, layer in enumerate(layers, 1):
             report(f"{layer.name} ({done} of {len(layers)})")
             its = fit(layer, seen_by(layer, pair, pruned), self.damp, uses)
-            for choice in choices:
-                own = [reader.name for reader in choice.layers] == [layer.name]
-                if own and choice.dimension not in gone:
-                    before = columns_of_entries(choices, gone)
-                    gone[choice.dimension] = cheapest_of(choice, [its], before, choice.gone)
-            columns = columns_of_entries(choices, gone)[layer.name]
+            for cut in cuts:
+                own = [reader.name for reader in cut.layers] == [layer.name]
+                if own and cut.dimension not in gone:
+                    before = columns_of_entries(cuts, gone)
+                    gone[cut.dimension] = cheapest_of(cut, [its], before, cut.gone)
+            columns = columns_of_entries(cuts, gone)[layer.name]
             if self.refit:
                 refit_without(layer, its, uses, columns)
             else:
                 zero_without(layer, columns)
         return gone
 
-    def _walks(self, choices: Sequence[Choice]) -> bool:
+    def _walks(self, cuts: Sequence[Cut]) -> bool:
         """Say whether layers must be looked at on examples, to search or to refit."""
-        return self.refit or any(choice.dimension not in self.orders for choice in choices)
+        return self.refit or any(cut.dimension not in self.orders for cut in cuts)
 
     def _refitted(
-        self, choice: Choice, fits: Sequence[Fit], order: np.ndarray, count: int
+        self, cut: Cut, fits: Sequence[Fit], order: np.ndarray, count: int
     ) -> dict[str, np.ndarray]:
         graph = self.dense.edit()
         uses = use_counts(graph)
         mine = {layer.name: layer for layer in linear_layers(graph)}
-        for layer, columns, its in zip(choice.layers, choice.columns, fits, strict=True):
+        for layer, columns, its in zip(cut.layers, cut.columns, fits, strict=True):
             refit_without(mine[layer.name], its, uses, [columns[order[:count]]])
         return changed(self.dense, graph)
 
-    def _bare(self, choice: Choice, order: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    def _bare(self, cut: Cut, order: np.ndarray, count: int) -> dict[str, np.ndarray]:
         graph = self.dense.edit()
         mine = {layer.name: layer for layer in linear_layers(graph)}
-        for layer, columns in zip(choice.layers, choice.columns, strict=True):
+        for layer, columns in zip(cut.layers, cut.columns, strict=True):
             zero_without(mine[layer.name], [columns[order[:count]]])
         return changed(self.dense, graph)

@@ -130,7 +130,7 @@ class PruneTiles:
         pruned = dense.edit()
         notes: list[Note] = []
         if context.plan is not None:
-            choices = planned(pruned, context.plan)
+            choices = planned_tiles(pruned, context.plan)
             notes += _unexecuted(choices, context)
         else:
             found = candidates(
@@ -291,7 +291,7 @@ class PruneTiles:
             layer.replace(support.masked(layer.matrix()))
 
 
-def planned(graph: Graph, plan: Plan) -> dict[str, Choice]:
+def planned_tiles(graph: Graph, plan: Plan) -> dict[str, Choice]:
     """Return tile and sparsity of each layer that a plan prunes.
 
     Levels without "sparsity" are other passes' and are passed over, but for patterns, which

@@ -12,14 +12,14 @@ from tilewright.passes import PASSES
 from tilewright.pipeline import Pipeline
 from tilewright.protocol import Context
 from tilewright.target import LaneOrder, Target
-from tilewright.verify import Agreement, compare, unchanged
+from tilewright.verify import Difference, compare, unchanged
 
 
 def test_the_largest_error_is_found_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_COMPARED", 2)
     expected = {"y": np.array([[8, 1, 1], [1, 1, 1]], np.float32)}
     found = {"y": np.array([[8, 1, 1], [1, 1, 3]], np.float32)}
-    assert compare(expected, found) == Agreement(2.0, 0.25, "y")
+    assert compare(expected, found) == Difference(2.0, 0.25, "y")
 
 
 def test_nan_never_agrees_with_a_number(monkeypatch: pytest.MonkeyPatch) -> None:

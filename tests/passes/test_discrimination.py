@@ -8,7 +8,7 @@ import pytest
 
 from tilewright.passes.prune.discrimination import (
     Head,
-    Layer,
+    LabelledLayer,
     gradient,
     loss,
     refit,
@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 
 def planted(
     seed: int, informative: int = 10, others: int = 10, samples: int = 1000, energy: float = 3.0
-) -> Layer:
+) -> LabelledLayer:
     """Return a layer of which the first channels tell the classes, the others are louder.
 
     The others vary from position to position; the head sees the average over 16.
@@ -42,10 +42,10 @@ def planted(
     weights = r.normal(size=(16, informative + others))
     columns, pooled = x.reshape(-1, x.shape[2]), x.mean(axis=1)
     head = train_head(pooled @ weights.T, labels)
-    return Layer(weights, columns.T @ columns, pooled, labels, head)
+    return LabelledLayer(weights, columns.T @ columns, pooled, labels, head)
 
 
-def each_its_own(layer: Layer) -> np.ndarray:
+def each_its_own(layer: LabelledLayer) -> np.ndarray:
     return np.arange(layer.weights.shape[1])
 
 
@@ -99,7 +99,7 @@ def test_without_labels_it_is_orthogonal_matching_pursuit(channels: int) -> None
     weights = r.normal(size=(5, channels))
     nothing = Head(np.zeros((2, 5)), np.zeros(2))
     labels = np.zeros(4, dtype=int)
-    layer = Layer(weights, x @ x.T, np.zeros((4, channels)), labels, nothing, balance=0)
+    layer = LabelledLayer(weights, x @ x.T, np.zeros((4, channels)), labels, nothing, balance=0)
     # On the samples themselves: the channel that goes best with what is missing, then all
     # that were chosen are fitted again.
     support: list[int] = []
@@ -137,7 +137,7 @@ def test_channels_that_add_nothing_come_last_and_once() -> None:
     nothing = Head(np.zeros((2, 2)), np.zeros(2))
     weights = np.array([[0.0, 1, 0, 2, 0], [0, 3, 0, 0, 0]])
     labels = np.zeros(3, dtype=int)
-    layer = Layer(weights, np.eye(5), np.zeros((3, 5)), labels, nothing)
+    layer = LabelledLayer(weights, np.eye(5), np.zeros((3, 5)), labels, nothing)
     assert select(layer, np.arange(5), 5).channels == [1, 3, 0, 2, 4]
 
 

@@ -23,10 +23,10 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-Agreement = Callable[[Sequence[int]], float]
+Judge = Callable[[Sequence[int]], float]
 
 
-def linear(*slopes: float) -> Agreement:
+def linear(*slopes: float) -> Judge:
     """Return an agreement that falls by so much with each entry of a place."""
     return lambda removed: 1 - float(np.dot(slopes, removed))
 
@@ -35,7 +35,7 @@ places = [Place("small", 10, 9, 1, 1.0), Place("large", 10, 9, 1, 5.0)]
 
 
 @st.composite
-def bumpy(draw: st.DrawFn) -> tuple[list[Place], Agreement]:
+def bumpy(draw: st.DrawFn) -> tuple[list[Place], Judge]:
     """Return places, and an agreement that may also rise with more removed."""
     many = [
         Place(str(i), n, n - 1, step, saves)
@@ -62,7 +62,7 @@ def bumpy(draw: st.DrawFn) -> tuple[list[Place], Agreement]:
 @settings(deadline=None)
 @given(bumpy(), st.floats(0, 1))
 def test_what_is_returned_holds_the_floor(
-    case: tuple[list[Place], Agreement], floor: float
+    case: tuple[list[Place], Judge], floor: float
 ) -> None:
     many, agreement = case
     for removed in (
@@ -78,7 +78,7 @@ def test_what_is_returned_holds_the_floor(
 @settings(deadline=None)
 @given(bumpy(), st.floats(0.3, 1))
 def test_sensitivity_saves_at_least_what_one_rate_for_all_does(
-    case: tuple[list[Place], Agreement], floor: float
+    case: tuple[list[Place], Judge], floor: float
 ) -> None:
     many, agreement = case
     safe = 0.0
@@ -92,7 +92,7 @@ def test_sensitivity_saves_at_least_what_one_rate_for_all_does(
 class Trials:
     """An agreement that remembers what it was asked for, but for nothing at all."""
 
-    def __init__(self, agreement: Agreement) -> None:
+    def __init__(self, agreement: Judge) -> None:
         self.agreement = agreement
         self.asked: list[list[int]] = []
 
@@ -105,7 +105,7 @@ class Trials:
 @settings(deadline=None)
 @given(bumpy(), st.floats(0, 1), st.floats(0, 100))
 def test_places_are_tried_from_the_largest_down_each_until_the_floor(
-    case: tuple[list[Place], Agreement], floor: float, budget: float
+    case: tuple[list[Place], Judge], floor: float, budget: float
 ) -> None:
     many, agreement = case
     trials = Trials(agreement)

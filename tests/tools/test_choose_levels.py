@@ -9,7 +9,7 @@ import pytest
 from tilewright.tools.choose_levels import (
     Levels,
     LevelTable,
-    Place,
+    TimedLayers,
     at_floor,
     within_budget,
 )
@@ -23,7 +23,7 @@ def table() -> LevelTable:
     for index in range(5):
         errors = np.concatenate([[0.0], np.sort(r.random(3))])
         ms = r.uniform(1, 3) * np.array([1.0, 0.8, 0.6, 0.3])
-        places.append(Place((f"layer_{index}",), errors, ms))
+        places.append(TimedLayers((f"layer_{index}",), errors, ms))
     places[2] = places[2]._replace(ms=np.array([1.0, 1.2, 1.1, 1.3]))  # nothing to be won
     steps = 2.0 + sum(place.ms[0] for place in places)
     return LevelTable(places, 1.5 * steps, steps)
@@ -66,7 +66,7 @@ def test_the_choice_within_a_time_is_the_best_of_all(table: LevelTable, share: f
 
 
 def test_errors_that_fall_with_more_sparsity_are_chance() -> None:
-    place = Place(("a",), np.array([0.0, 0.5, 0.1]), np.array([4.0, 3.0, 2.0]))
+    place = TimedLayers(("a",), np.array([0.0, 0.5, 0.1]), np.array([4.0, 3.0, 2.0]))
     table = LevelTable([place, place], 8.0, 8.0)
     assert table.error((1, 2)) == 1.0
 
