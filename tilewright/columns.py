@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from tilewright.padding import pads_of
+
 
 def position_count(node: gs.Node, x: np.ndarray) -> int:
     """Count the columns of X that a layer's input `x` holds."""
@@ -75,25 +77,9 @@ def _geometry(
     strides = [int(s) for s in node.attrs.get("strides") or [1] * axes]
     dilations = [int(d) for d in node.attrs.get("dilations") or [1] * axes]
     extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    auto = node.attrs.get("auto_pad", "NOTSET")
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        pads = [
-            _same_pads(int(size), s, e, upper=auto == "SAME_UPPER")
-            for size, s, e in zip(x.shape[2:], strides, extents, strict=True)
-        ]
-    else:
-        flat = [int(p) for p in node.attrs.get("pads") or [0] * (2 * axes)]
-        if auto == "VALID":
-            flat = [0] * (2 * axes)
-        pads = list(zip(flat[:axes], flat[axes:], strict=True))
+    pads = pads_of(node, x.shape[2:], extents)
     sizes = [
         (int(size) + before + after - e) // s + 1
         for size, (before, after), s, e in zip(x.shape[2:], pads, strides, extents, strict=True)
     ]
     return sizes, kernel, strides, dilations, pads
-
-
-def _same_pads(size: int, stride: int, extent: int, *, upper: bool) -> tuple[int, int]:
-    total = max((-(-size // stride) - 1) * stride + extent - size, 0)
-    small, large = total // 2, total - total // 2
-    return (small, large) if upper else (large, small)

@@ -20,6 +20,7 @@ from tilewright.passes.prune.candidates import candidates
 from tilewright.passes.prune.scoring import criteria_of
 from tilewright.passes.prune.tiles import planned_tiles
 from tilewright.protocol import Context, Note, Outcome
+from tilewright.removed import entries_of
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
 
@@ -181,18 +182,11 @@ def _order(
     dimension: Dimension, axes: Mapping[str, Extent], places: Mapping[str, matching.Rows]
 ) -> np.ndarray | None:
     """Return a better order of a dimension for all layers that write it, or None."""
-    ours = [places[name]._replace(at=_rows(dimension, axes[name])) for name in axes]
+    ours = [places[name]._replace(at=entries_of(axes[name], dimension)) for name in axes]
     if not ours:
         return None
     found = matching.order(ours)
     return None if np.array_equal(found, np.arange(dimension.size)) else found
-
-
-def _rows(dimension: Dimension, extent: Extent) -> np.ndarray:
-    """Return the rows of each entry of a dimension, (entries, rows of each)."""
-    others = indices(extent, {dimension: np.arange(0)})
-    each = [indices(extent, {dimension: np.array([i])}) for i in range(dimension.size)]
-    return np.stack([np.setdiff1d(rows, others) for rows in each])
 
 
 def _mass(place: matching.Rows) -> float:
