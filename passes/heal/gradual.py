@@ -12,9 +12,10 @@ from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
+from tilewright.options import check_below_one, parsed, unusable
 from tilewright.passes.heal.checkpoint import checkpoint_of
 from tilewright.passes.heal.regrow import exchanged, largest, mean_squares
-from tilewright.passes.heal.training import Training, check_options, examples, wrong
+from tilewright.passes.heal.training import Training, check_options, examples
 from tilewright.passes.prune.candidates import candidates
 from tilewright.passes.prune.choose_tiles import Choice
 from tilewright.passes.prune.obs import spread
@@ -75,16 +76,13 @@ class PruneGradually:
     def __post_init__(self) -> None:
         """Raise UnusableInput where an option makes no sense."""
         check_options(self)
-        if not 0 <= self.sparsity < 1:
-            raise wrong(self, "sparsity", self.sparsity, "a share of at least 0 and below 1")
+        check_below_one(self, "sparsity", "regrow")
         if not 0 <= self.start <= self.sparsity:
-            raise wrong(self, "start", self.start, "a share from 0 to sparsity")
-        if not 0 <= self.regrow < 1:
-            raise wrong(self, "regrow", self.regrow, "a share of at least 0 and below 1")
+            raise unusable(self, "start", "a share from 0 to sparsity")
         if self.rounds < 1:
-            raise wrong(self, "rounds", self.rounds, "a whole number from 1 on")
+            raise unusable(self, "rounds", "a whole number from 1 on")
         if self.tile:
-            self._parsed()
+            parsed(self, "tile", Tile.parse, 'outputs x inputs, such as "4x1"')
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Prune every admissible layer.
@@ -142,7 +140,7 @@ class PruneGradually:
                 graph, ends=self.ends, smallest=self.smallest, grouped=False, skip=self.skip
             )
             notes = found.notes
-            fixed = self._parsed() if self.tile else None
+            fixed = Tile.parse(self.tile) if self.tile else None
             tile_for, precision = context.target.tile_for, context.precision
             choices = {
                 layer.name: Choice(fixed or tile_for(layer, precision), self.sparsity)
@@ -180,13 +178,6 @@ class PruneGradually:
                 f"rounds={available}."
             )
         return [index * available // self.rounds for index in range(self.rounds)]
-
-    def _parsed(self) -> Tile:
-        try:
-            return Tile.parse(self.tile)
-        except ValueError as error:
-            wanted = 'outputs x inputs, such as "4x1"'
-            raise wrong(self, "tile", self.tile, wanted) from error
 
 
 class _Member(NamedTuple):

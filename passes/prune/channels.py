@@ -7,10 +7,16 @@ from typing import ClassVar
 import numpy as np
 
 from tilewright.coupling import Couplings
-from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
+from tilewright.options import (
+    check_below_one,
+    check_name,
+    check_positive,
+    check_share,
+    unusable,
+)
 from tilewright.passes.prune.allocate import Place
 from tilewright.passes.prune.allocation import (
     ALLOCATORS,
@@ -88,26 +94,18 @@ class PruneChannels:
 
     def __post_init__(self) -> None:
         """Raise UnusableInput where an option makes no sense."""
-        if not 0 <= self.sparsity < 1:
-            raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
-        criteria, allocators = criteria_of(self.name), allocators_of(self)
-        if self.criterion not in criteria:
-            raise _wrong("criterion", self.criterion, f"one of {', '.join(criteria)}")
-        if self.allocate not in allocators:
-            raise _wrong("allocate", self.allocate, f"one of {', '.join(allocators)}")
-        scores = [each for each in criteria if each != OBS]
+        check_below_one(self, "sparsity")
+        check_name(self, "criterion", criteria_of(self.name))
+        check_name(self, "allocate", allocators_of(self))
+        scores = [each for each in criteria_of(self.name) if each != OBS]
         if len(set(self.rankings)) != 2 or not set(self.rankings) <= set(scores):
             wanted = f"two of {', '.join(scores)}, such as utilization|reconstruction"
-            raise _wrong("rankings", "|".join(self.rankings), wanted)
-        if not 0 <= self.alpha <= 1:
-            raise _wrong("alpha", self.alpha, "a share from 0 to 1, such as 0.05")
-        if not 0 <= self.floor <= 1:
-            raise _wrong("floor", self.floor, "a share from 0 to 1, such as 0.97")
+            raise unusable(self, "rankings", wanted)
+        check_share(self, "alpha", "floor")
         check_read(self)
         if self.multiple < 1:
-            raise _wrong("multiple", self.multiple, "a whole number from 1 on")
-        if not 0 < self.damp < np.inf:
-            raise _wrong("damp", self.damp, "a positive number")
+            raise unusable(self, "multiple", "a whole number from 1 on")
+        check_positive(self, "damp")
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Remove what every cut takes.
@@ -241,7 +239,3 @@ def _macs(graph: Graph) -> dict[str, float]:
 def _removed(layer: Layer, cut: Cut) -> Note:
     size = cut.dimension.size
     return Note(layer.name, f"reads {cut.kept} of {size}: the others are removed")
-
-
-def _wrong(option: str, value: object, wanted: str) -> UnusableInput:
-    return UnusableInput(f"prune-channels: {option} is {value}, but must be {wanted}.")

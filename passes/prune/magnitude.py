@@ -8,6 +8,7 @@ import numpy as np
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
+from tilewright.options import check_below_one
 from tilewright.passes.prune.candidates import candidates
 from tilewright.protocol import Context, Outcome
 
@@ -33,10 +34,7 @@ class PruneWeights:
 
     def __post_init__(self) -> None:
         """Raise UnusableInput where an option makes no sense."""
-        if not 0 <= self.sparsity < 1:
-            raise UnusableInput(
-                f"prune-weights: sparsity is {self.sparsity}, but must be from 0 to below 1."
-            )
+        check_below_one(self, "sparsity")
         if self.pattern == "unstructured":
             return
         kept, group = _n_of_m(self.pattern)

@@ -9,11 +9,11 @@ import numpy as np
 from tilewright.calibration import Calibration, Gram
 from tilewright.coupling import Couplings
 from tilewright.dimensions import Dimension, Extent, indices
-from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
+from tilewright.options import check_below_one, check_name, check_positive, parsed
 from tilewright.passes.prune import matching, obs
 from tilewright.passes.prune.bias import bias_of, use_counts
 from tilewright.passes.prune.candidates import candidates
@@ -59,14 +59,11 @@ class MatchTiles:
 
     def __post_init__(self) -> None:
         """Raise UnusableInput where an option makes no sense."""
-        if not 0 <= self.sparsity < 1:
-            raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
-        if self.criterion not in (criteria := criteria_of(self.name)):
-            raise _wrong("criterion", self.criterion, f"one of {', '.join(criteria)}")
-        if not 0 < self.damp < np.inf:
-            raise _wrong("damp", self.damp, "a positive number")
+        check_below_one(self, "sparsity")
+        check_name(self, "criterion", criteria_of(self.name))
+        check_positive(self, "damp")
         if self.tile:
-            _parsed(self.tile)
+            parsed(self, "tile", Tile.parse, 'outputs x inputs, such as "4x1"')
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Permute every dimension that has a better order."""
@@ -120,7 +117,7 @@ class MatchTiles:
             graph, ends=self.ends, smallest=self.smallest, grouped=False, skip=self.skip
         )
         notes += found.notes
-        fixed = _parsed(self.tile) if self.tile else None
+        fixed = Tile.parse(self.tile) if self.tile else None
         tile_for, precision = context.target.tile_for, context.precision
         return {
             layer.name: (fixed or tile_for(layer, precision), self.sparsity)
@@ -203,14 +200,3 @@ def _said(name: str, before: float, after: float) -> Note:
         f"its outputs have another order: the tiles that go are {after:.1%} of what its "
         f"weights are worth, not {before:.1%}",
     )
-
-
-def _parsed(text: str) -> Tile:
-    try:
-        return Tile.parse(text)
-    except ValueError as error:
-        raise _wrong("tile", text, 'outputs x inputs, such as "4x1"') from error
-
-
-def _wrong(option: str, value: object, wanted: str) -> UnusableInput:
-    return UnusableInput(f"match-tiles: {option} is {value}, but must be {wanted}.")

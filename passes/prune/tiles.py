@@ -12,6 +12,14 @@ from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Layout, Pattern, Tile, parse_layout
+from tilewright.options import (
+    check_below_one,
+    check_name,
+    check_positive,
+    check_share,
+    parsed,
+    unusable,
+)
 from tilewright.passes.prune.allocate import Place
 from tilewright.passes.prune.allocation import (
     ALLOCATORS,
@@ -37,6 +45,7 @@ from tilewright.threads import one_blas_thread
 
 _MOST = 0.9  # of a layer's tiles that may go
 _STEPS = 32  # in which tiles go, of all
+_LAYOUTS = 'outputs x inputs, such as "4x1", or kept:of, such as "2:4"'
 _ROUNDED = 1e-5  # how far plans round shares
 
 
@@ -93,25 +102,18 @@ class PruneTiles:
 
     def __post_init__(self) -> None:
         """Raise UnusableInput where an option makes no sense."""
-        if not 0 <= self.sparsity < 1:
-            raise _wrong("sparsity", self.sparsity, "a share of at least 0 and below 1")
-        criteria, allocators = criteria_of(self.name), allocators_of(self)
-        if self.criterion not in criteria:
-            raise _wrong("criterion", self.criterion, f"one of {', '.join(criteria)}")
-        if self.allocate not in allocators:
-            raise _wrong("allocate", self.allocate, f"one of {', '.join(allocators)}")
-        if not 0 <= self.floor <= 1:
-            raise _wrong("floor", self.floor, "a share from 0 to 1, such as 0.97")
+        check_below_one(self, "sparsity")
+        check_name(self, "criterion", criteria_of(self.name))
+        check_name(self, "allocate", allocators_of(self))
+        check_share(self, "floor")
         check_read(self)
-        if self.rows not in ("uniform", "global"):
-            raise _wrong("rows", self.rows, '"uniform" or "global"')
-        if not 0 < self.damp < np.inf:
-            raise _wrong("damp", self.damp, "a positive number")
-        if self.tile and isinstance(_parsed(self.tile), Pattern):
+        check_name(self, "rows", ("uniform", "global"))
+        check_positive(self, "damp")
+        if self.tile and isinstance(parsed(self, "tile", parse_layout, _LAYOUTS), Pattern):
             for option in ("allocate", "rows"):
                 if getattr(self, option) != "uniform":
                     wanted = f'"uniform" with tile={self.tile}, which leaves nothing to share'
-                    raise _wrong(option, getattr(self, option), wanted)
+                    raise unusable(self, option, wanted)
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Prune every admissible layer.
@@ -141,7 +143,7 @@ class PruneTiles:
                 skip=self.skip,
             )
             notes += found.notes
-            fixed = _parsed(self.tile) if self.tile else None
+            fixed = parse_layout(self.tile) if self.tile else None
             tile_for, precision = context.target.tile_for, context.precision
             choices = {
                 layer.name: _choice(fixed or tile_for(layer, precision), self.sparsity)
@@ -373,15 +375,3 @@ def _input_matrix(layer: Layer) -> tuple[object, ...]:
     geometry = ("kernel_shape", "strides", "dilations", "pads", "auto_pad")
     attrs = [str(layer.node.attrs.get(key)) for key in geometry]
     return (layer.source.name, tuple(layer.weight.shape[1:]), *attrs)
-
-
-def _parsed(text: str) -> Layout:
-    try:
-        return parse_layout(text)
-    except ValueError as error:
-        wanted = 'outputs x inputs, such as "4x1", or kept:of, such as "2:4"'
-        raise _wrong("tile", text, wanted) from error
-
-
-def _wrong(option: str, value: object, wanted: str) -> UnusableInput:
-    return UnusableInput(f"prune-tiles: {option} is {value}, but must be {wanted}.")

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.nbits import block_node, declare, in_blocks
+from tilewright.options import unusable
 from tilewright.passes.quantize.names import free_stem
 from tilewright.protocol import Context, Note, Outcome
 
@@ -38,9 +38,7 @@ class QuantizeBlocks:
     def __post_init__(self) -> None:
         """Raise UnusableInput where an option makes no sense."""
         if self.block not in _BLOCKS:
-            raise UnusableInput(
-                f"quantize-blocks: block is {self.block}, but must be one of {list(_BLOCKS)}."
-            )
+            raise unusable(self, "block", f"one of {', '.join(map(str, _BLOCKS))}")
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Replace the layers by MatMulNBits."""

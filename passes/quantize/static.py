@@ -12,6 +12,7 @@ from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
 from tilewright.layers import Layer, linear_layers, weighted_layers
 from tilewright.opset import with_opset
+from tilewright.options import check_name, unusable
 from tilewright.passes.quantize.names import free_stem
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Walk
@@ -54,15 +55,9 @@ class Quantize:
 
     def __post_init__(self) -> None:
         """Raise UnusableInput where an option makes no sense."""
-        if self.range not in ("minmax", "percentile"):
-            raise UnusableInput(
-                f'quantize: range is {self.range}, but must be "minmax" or "percentile".'
-            )
+        check_name(self, "range", ("minmax", "percentile"))
         if not 50 < self.percentile <= 100:
-            raise UnusableInput(
-                f"quantize: percentile is {self.percentile}, but must be above 50 and at most "
-                "100, such as 99.99."
-            )
+            raise unusable(self, "percentile", "above 50 and at most 100, such as 99.99")
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Quantize every layer. Raises UnusableInput without calibration data."""

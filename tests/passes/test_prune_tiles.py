@@ -349,7 +349,7 @@ def test_a_skipped_layer_must_exist() -> None:
         ({"tile": "4"}, "tile is 4, but must be outputs x inputs"),
         ({"tile": "0x1"}, "tile is 0x1"),
         ({"tile": "4:2"}, 'tile is 4:2, but must be .* or kept:of, such as "2:4"'),
-        ({"rows": "some"}, 'rows is some, but must be "uniform" or "global"'),
+        ({"rows": "some"}, "rows is some, but must be one of uniform, global"),
         (
             {"tile": "2:4", "rows": "global"},
             'rows is global, but must be "uniform" with tile=2:4, which leaves nothing',

@@ -53,7 +53,7 @@ def test_a_group_at_the_border_loses_as_much() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sparsity": 1.0}, "sparsity is 1.0, but must be from 0 to below 1"),
+        ({"sparsity": 1.0}, "sparsity is 1.0, but must be a share of at least 0"),
         ({"sparsity": float("nan")}, "sparsity is nan"),
         ({"pattern": "4:2"}, 'pattern is "4:2", but must be "unstructured" or N:M'),
         ({"pattern": "blocks"}, 'pattern is "blocks"'),

@@ -194,7 +194,7 @@ def test_older_models_are_brought_to_an_opset_that_has_scales_by_channel() -> No
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"range": "best"}, '"minmax" or "percentile"'),
+        ({"range": "best"}, "one of minmax, percentile"),
         ({"percentile": 12.0}, "above 50"),
     ],
 )
