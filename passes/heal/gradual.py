@@ -16,11 +16,9 @@ from tilewright.options import check_below_one, parsed, unusable
 from tilewright.passes.heal.checkpoint import checkpoint_of
 from tilewright.passes.heal.regrow import exchanged, largest, mean_squares
 from tilewright.passes.heal.training import Training, check_options, examples
-from tilewright.passes.prune.candidates import candidates
-from tilewright.passes.prune.choose_tiles import Choice
+from tilewright.passes.prune.layouts import layouts_of
 from tilewright.passes.prune.obs import spread
 from tilewright.passes.prune.schedule import cosine, cubic
-from tilewright.passes.prune.tiles import planned_tiles
 from tilewright.protocol import Context, Feeds, Note, Outcome
 
 _PRUNING = 2 / 3  # of all steps, over which the rounds are spread
@@ -133,19 +131,16 @@ class PruneGradually:
 
     def _pools(self, graph: Graph, context: Context) -> tuple[list["_Pool"], list[Note]]:
         """Return which layers share a number of tiles, and notes on those that stay dense."""
-        if context.plan is not None:
-            choices, notes = planned_tiles(graph, context.plan), []
-        else:
-            found = candidates(
-                graph, ends=self.ends, smallest=self.smallest, grouped=False, skip=self.skip
-            )
-            notes = found.notes
-            fixed = Tile.parse(self.tile) if self.tile else None
-            tile_for, precision = context.target.tile_for, context.precision
-            choices = {
-                layer.name: Choice(fixed or tile_for(layer, precision), self.sparsity)
-                for layer in found.layers
-            }
+        choices, notes = layouts_of(
+            graph,
+            context,
+            self.sparsity,
+            self.tile,
+            ends=self.ends,
+            smallest=self.smallest,
+            grouped=False,
+            skip=self.skip,
+        )
         layers = [layer for layer in linear_layers(graph) if layer.name in choices]
         tiles = {n: c.layout for n, c in choices.items() if isinstance(c.layout, Tile)}
         notes += [

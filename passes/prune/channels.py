@@ -1,11 +1,12 @@
 """Remove channels, hidden features and heads for good, and refit what reads them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from tilewright.calibration import Calibration
 from tilewright.coupling import Couplings
 from tilewright.facts import Fact
 from tilewright.graph import Graph
@@ -19,21 +20,18 @@ from tilewright.options import (
 )
 from tilewright.passes.prune.allocate import Place
 from tilewright.passes.prune.allocation import (
-    ALLOCATORS,
     TOLERANCE,
     UNIFORM,
-    Question,
-    Removal,
     allocators_of,
     check_allocation,
     check_read,
-    healer,
+    share_out,
 )
-from tilewright.passes.prune.probe import HELD_OUT
+from tilewright.passes.prune.question import Removal
 from tilewright.passes.prune.rank_entries import ranked
 from tilewright.passes.prune.removable import Cut, planned_cuts, removable, stays
 from tilewright.passes.prune.score_entries import Entries
-from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of
+from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of, without_data
 from tilewright.passes.prune.take_entries import Orders, Taking
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.threads import one_blas_thread
@@ -113,12 +111,8 @@ class PruneChannels:
         Raises UnusableInput where criterion or allocator have not what they need, and where a
         plan asks for what cannot be.
         """
-
-        def report(text: str) -> None:
-            context.report(f"{self.name}: {text}")
-
         if context.plan is None:
-            check_allocation(self.name, self.allocate, context)
+            check_allocation(self, context)
         dense = graph.edit().sorted()
         pruned = dense.edit()
         couplings = Couplings(pruned)
@@ -132,11 +126,10 @@ class PruneChannels:
             cuts = [c._replace(kept=self._left(c.dimension.size)) for c in found.cuts]
             cuts = [cut for cut in cuts if cut.gone]
         notes = [*couplings.notes, *stays(couplings, found.reasons)]
+        names = [layer.name for cut in cuts for layer in cut.layers]
+        criterion, warnings = without_data(self.name, self.criterion, names, context)
+        notes += warnings
         calibration = context.calibration
-        criterion = self.criterion
-        if calibration is None and criterion == OBS:
-            criterion = "magnitude"
-            notes += self._warned(context, cuts)
         ranks = self.allocate == TOLERANCE and context.plan is None
         for each in (criterion, *(self.rankings if ranks else ())):
             check_criterion(self.name, each, dense, calibration)
@@ -149,7 +142,7 @@ class PruneChannels:
                 pruned,
                 cuts,
                 calibration,
-                report,
+                lambda text: context.report(f"{self.name}: {text}"),
             )
         notes += [_removed(layer, cut) for cut in cuts for layer in cut.layers]
         kept = {
@@ -157,19 +150,6 @@ class PruneChannels:
             for dimension, entries in gone.items()
         }
         return Outcome(couplings.select(kept) if kept else pruned, tuple(notes))
-
-    def _warned(self, context: Context, cuts: Sequence[Cut]) -> list[Note]:
-        if not cuts:
-            return []
-        reason = (
-            "its inputs are chosen by magnitude, not refitted: there is no calibration data"
-        )
-        context.report(
-            "prune-channels: no calibration data, so channels are chosen by magnitude and "
-            "nothing is refitted; expect the answers to change a lot. Give --calibration "
-            "FILE.npz."
-        )
-        return [Note(layer.name, reason) for cut in cuts for layer in cut.layers]
 
     def _left(self, size: int) -> int:
         left = max(1, round((1 - self.sparsity) * size))
@@ -184,36 +164,23 @@ class PruneChannels:
 
     def _allocated(self, asked: Entries, criterion: str, context: Context) -> list[Cut]:
         """Return the cuts with as many entries kept as `allocate` finds."""
-        cuts = asked.cuts
-        fitted = held = asked.calibration
-        if asked.calibration is not None:
-            fitted, held = asked.calibration.held_out(HELD_OUT)
-        asked = asked._replace(calibration=fitted)
         macs = _macs(asked.dense)
-        places = {c.dimension: self._place(c, asked.couplings, macs) for c in cuts}
+        places = {c.dimension: self._place(c, asked.couplings, macs) for c in asked.cuts}
 
-        def removals() -> Iterator[Removal]:
-            return self._taking(criterion, asked).removals(cuts, places, fitted)
+        def removals(fitted: Calibration | None) -> Iterator[Removal]:
+            taking = self._taking(criterion, asked._replace(calibration=fitted))
+            return taking.removals(asked.cuts, places, fitted)
 
-        def rankings() -> list[tuple[np.ndarray, np.ndarray]]:
-            one, other = (ranked(each, asked) for each in self.rankings)
+        def rankings(fitted: Calibration | None) -> list[tuple[np.ndarray, np.ndarray]]:
+            known = asked._replace(calibration=fitted)
+            one, other = (ranked(each, known) for each in self.rankings)
             return [(one[dimension], other[dimension]) for dimension in places]
 
-        question = Question(
-            list(places.values()),
-            removals,
-            asked.dense,
-            held,
-            self.sparsity,
-            self.floor,
-            lambda text: context.report(f"{self.name}: {text}"),
-            self.alpha,
-            rankings,
-            healer(asked.dense, fitted, context),
-            asked.seed,
+        counts = share_out(
+            self, list(places.values()), removals, rankings, asked.dense, context
         )
-        removed = dict(zip(places, ALLOCATORS[self.allocate].of(question), strict=True))
-        settled = [c._replace(kept=c.dimension.size - removed[c.dimension]) for c in cuts]
+        removed = dict(zip(places, counts, strict=True))
+        settled = [c._replace(kept=c.dimension.size - removed[c.dimension]) for c in asked.cuts]
         return [cut for cut in settled if cut.gone]
 
     def _place(self, cut: Cut, couplings: Couplings, macs: Mapping[str, float]) -> Place:

@@ -16,9 +16,8 @@ from tilewright.layout import Tile
 from tilewright.options import check_below_one, check_name, check_positive, parsed
 from tilewright.passes.prune import matching, obs
 from tilewright.passes.prune.bias import bias_of, use_counts
-from tilewright.passes.prune.candidates import candidates
+from tilewright.passes.prune.layouts import layouts_of
 from tilewright.passes.prune.scoring import criteria_of
-from tilewright.passes.prune.tiles import planned_tiles
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.removed import entries_of
 from tilewright.segments import Pair
@@ -107,21 +106,21 @@ class MatchTiles:
         self, graph: Graph, context: Context, notes: list[Note]
     ) -> dict[str, tuple[Tile, float]]:
         """Return what prune-tiles will take from each layer."""
-        if context.plan is not None:
-            return {
-                name: (choice.layout, choice.sparsity)
-                for name, choice in planned_tiles(graph, context.plan).items()
-                if isinstance(choice.layout, Tile)
-            }
-        found = candidates(
-            graph, ends=self.ends, smallest=self.smallest, grouped=False, skip=self.skip
+        choices, dense = layouts_of(
+            graph,
+            context,
+            self.sparsity,
+            self.tile,
+            ends=self.ends,
+            smallest=self.smallest,
+            grouped=False,
+            skip=self.skip,
         )
-        notes += found.notes
-        fixed = Tile.parse(self.tile) if self.tile else None
-        tile_for, precision = context.target.tile_for, context.precision
+        notes += dense
         return {
-            layer.name: (fixed or tile_for(layer, precision), self.sparsity)
-            for layer in found.layers
+            name: (choice.layout, choice.sparsity)
+            for name, choice in choices.items()
+            if isinstance(choice.layout, Tile)
         }
 
     def _places(

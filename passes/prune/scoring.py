@@ -4,7 +4,7 @@
 computed in score_entries.py, of single weights in score_weights.py, on the dense network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tilewright.autograd import require_torch
@@ -12,6 +12,7 @@ from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.passes.prune.pseudo_labels import class_scores
+from tilewright.protocol import Context, Note
 
 OBS = "obs"
 
@@ -84,6 +85,24 @@ CRITERIA: Mapping[str, Criterion] = {
 def criteria_of(name: str) -> list[str]:
     """Return the criteria that a pass knows, the default first."""
     return [each for each, criterion in CRITERIA.items() if name in criterion.passes]
+
+
+def without_data(
+    name: str, criterion: str, layers: Sequence[str], context: Context
+) -> tuple[str, list[Note]]:
+    """Return what a pass goes by, and a note for each layer where that is not what was asked.
+
+    Without calibration data that is "magnitude" in place of "obs", which is reported, too.
+    """
+    if context.calibration is not None or criterion != OBS:
+        return criterion, []
+    if layers:
+        context.report(
+            f"{name}: no calibration data, so what goes is chosen by magnitude and nothing is "
+            "refitted; expect the answers to change a lot. Give --calibration FILE.npz."
+        )
+    reason = "pruned by magnitude and not refitted: there is no calibration data"
+    return "magnitude", [Note(layer, reason) for layer in layers]
 
 
 def check_criterion(

@@ -11,7 +11,6 @@ from tilewright.dimensions import Dimension
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
 from tilewright.passes.prune.allocate import Place
-from tilewright.passes.prune.allocation import Removal
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.choose_entries import (
     cheapest_of,
@@ -22,6 +21,7 @@ from tilewright.passes.prune.choose_entries import (
     zero_without,
 )
 from tilewright.passes.prune.probe import changed
+from tilewright.passes.prune.question import Removal
 from tilewright.passes.prune.refit import Fit, fit, seen_by
 from tilewright.passes.prune.removable import Cut
 from tilewright.protocol import Report

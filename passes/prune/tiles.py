@@ -1,17 +1,15 @@
 """Prune in the tiles that the target's kernels execute, and refit what is left."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
-import numpy as np
-
+from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
-from tilewright.layers import Layer, linear_layers
-from tilewright.layout import Layout, Pattern, Tile, parse_layout
+from tilewright.layers import linear_layers
+from tilewright.layout import Pattern, parse_layout
 from tilewright.options import (
     check_below_one,
     check_name,
@@ -20,33 +18,23 @@ from tilewright.options import (
     parsed,
     unusable,
 )
-from tilewright.passes.prune.allocate import Place
 from tilewright.passes.prune.allocation import (
-    ALLOCATORS,
     UNIFORM,
-    Question,
-    Removal,
     allocators_of,
     check_allocation,
     check_read,
-    healer,
+    share_out,
 )
-from tilewright.passes.prune.bias import use_counts
-from tilewright.passes.prune.candidates import candidates, cannot_change
-from tilewright.passes.prune.choose_tiles import Choice, by_loss, by_magnitude, drop_smallest
-from tilewright.passes.prune.probe import HELD_OUT, changed
-from tilewright.passes.prune.refit import Seen, fit, seen_by, settle
+from tilewright.passes.prune.choose_tiles import Choice, drop_smallest
+from tilewright.passes.prune.layouts import layouts_of
+from tilewright.passes.prune.question import Removal
 from tilewright.passes.prune.score_weights import SCORES, Weights
-from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of
-from tilewright.plan import Plan
+from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of, without_data
+from tilewright.passes.prune.take_tiles import TakingTiles, place_of
 from tilewright.protocol import Context, Note, Outcome
-from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
 
-_MOST = 0.9  # of a layer's tiles that may go
-_STEPS = 32  # in which tiles go, of all
 _LAYOUTS = 'outputs x inputs, such as "4x1", or kept:of, such as "2:4"'
-_ROUNDED = 1e-5  # how far plans round shares
 
 
 @dataclass(frozen=True)
@@ -122,7 +110,7 @@ class PruneTiles:
         rows="global" nothing to tell rows apart by.
         """
         if context.plan is None:
-            check_allocation(self.name, self.allocate, context)
+            check_allocation(self, context)
         if self.rows == "global" and (context.calibration is None or self.criterion != OBS):
             raise UnusableInput(
                 "prune-tiles: rows=global compares what tiles do to a layer's outputs: "
@@ -130,208 +118,64 @@ class PruneTiles:
             )
         dense = graph.edit().sorted()
         pruned = dense.edit()
-        notes: list[Note] = []
+        choices, notes = layouts_of(
+            pruned,
+            context,
+            self.sparsity,
+            self.tile,
+            ends=self.ends,
+            smallest=self.smallest,
+            grouped=self.depthwise,
+            skip=self.skip,
+        )
         if context.plan is not None:
-            choices = planned_tiles(pruned, context.plan)
             notes += _unexecuted(choices, context)
-        else:
-            found = candidates(
-                pruned,
-                ends=self.ends,
-                smallest=self.smallest,
-                grouped=self.depthwise,
-                skip=self.skip,
-            )
-            notes += found.notes
-            fixed = parse_layout(self.tile) if self.tile else None
-            tile_for, precision = context.target.tile_for, context.precision
-            choices = {
-                layer.name: _choice(fixed or tile_for(layer, precision), self.sparsity)
-                for layer in found.layers
-            }
         layers = [layer for layer in linear_layers(pruned) if layer.name in choices]
-        for layer in layers:
-            gathers = context.target.gathers_rows(layer, context.precision)
-            choices[layer.name] = choices[layer.name]._replace(gathers=gathers)
-        calibration, criterion = context.calibration, self.criterion
-        if calibration is None and criterion == OBS:
-            criterion = "magnitude"
-            notes += self._warned(context, layers)
-        check_criterion(self.name, criterion, dense, calibration)
-        solved = [layer for layer in layers if layer.groups == 1]
+        names = [layer.name for layer in layers]
+        criterion, warnings = without_data(self.name, self.criterion, names, context)
+        check_criterion(self.name, criterion, dense, context.calibration)
         for layer in layers:
             if layer.groups > 1:
                 drop_smallest(layer, layer.matrix(), choices[layer.name])
+        solved = [layer for layer in layers if layer.groups == 1]
         with one_blas_thread():
-            asked = Weights(dense, solved, calibration, self.damp, context.seed)
+            asked = Weights(dense, solved, context.calibration, self.damp, context.seed)
             if self.allocate != UNIFORM and context.plan is None and solved:
                 choices |= self._allocated(asked, criterion, choices, context)
-            magnitudes = self._magnitudes(criterion, asked)
-            if calibration is None or not self._walks(criterion):
-                for layer in solved:
-                    drop_smallest(layer, magnitudes[layer.name], choices[layer.name])
-            else:
-                self._refit(asked, pruned, magnitudes, choices, context)
-        return Outcome(pruned, tuple(notes))
+            self._taking(criterion, asked).take(
+                pruned,
+                solved,
+                choices,
+                context.calibration,
+                lambda text: context.report(f"{self.name}: {text}"),
+            )
+        return Outcome(pruned, (*notes, *warnings))
 
-    def _walks(self, criterion: str) -> bool:
-        """Say whether layers must be looked at on examples, to search or to refit."""
-        return self.refit or criterion == OBS
-
-    def _magnitudes(self, criterion: str, asked: Weights) -> dict[str, np.ndarray]:
+    def _taking(self, criterion: str, asked: Weights) -> TakingTiles:
         scored = criterion != OBS and asked.layers
-        return SCORES[criterion](asked) if scored else {}
-
-    def _warned(self, context: Context, layers: list[Layer]) -> list[Note]:
-        if not layers:
-            return []
-        reason = "pruned by magnitude and not refitted: there is no calibration data"
-        context.report(
-            "prune-tiles: no calibration data, so tiles are chosen by magnitude and nothing is "
-            "refitted; expect the answers to change a lot. Give --calibration FILE.npz."
+        magnitudes = SCORES[criterion](asked) if scored else {}
+        return TakingTiles(
+            asked.dense, magnitudes, self.rows, self.refit, self.damp, asked.seed
         )
-        return [Note(layer.name, reason) for layer in layers]
 
     def _allocated(
         self, asked: Weights, criterion: str, choices: Mapping[str, Choice], context: Context
     ) -> dict[str, Choice]:
         """Return the choices with the sparsities that `allocate` finds."""
-        fitted = held = asked.calibration
-        if asked.calibration is not None:
-            fitted, held = asked.calibration.held_out(HELD_OUT)
-        asked = asked._replace(calibration=fitted)
-        layers, dense = asked.layers, asked.dense
-        places = {layer.name: _place(layer, choices[layer.name].layout) for layer in layers}
+        places = {its.name: place_of(its, choices[its.name].layout) for its in asked.layers}
 
-        def removals() -> Iterator[Removal]:
+        def removals(fitted: Calibration | None) -> Iterator[Removal]:
             assert fitted is not None, "check_allocation admits only what asks for no answers"
-            magnitudes = self._magnitudes(criterion, asked)
-            pair = Pair(fitted, dense, seed=context.seed)
-            for members in _siblings(layers):
-                seen = seen_by(members[0], pair, dense) if self._walks(criterion) else None
-                for layer in members:
-                    values = magnitudes.get(layer.name)
-                    choice = choices[layer.name]
-                    without = partial(self._without, dense, choice, values, seen, layer.name)
-                    yield Removal(places[layer.name], without)
+            taking = self._taking(criterion, asked._replace(calibration=fitted))
+            return taking.removals(asked.layers, choices, places, fitted)
 
-        question = Question(
-            [places[layer.name] for members in _siblings(layers) for layer in members],
-            removals,
-            dense,
-            held,
-            self.sparsity,
-            self.floor,
-            lambda text: context.report(f"{self.name}: {text}"),
-            heal=healer(dense, fitted, context),
-            seed=context.seed,
+        removed = share_out(
+            self, list(places.values()), removals, lambda _: (), asked.dense, context
         )
-        removed = ALLOCATORS[self.allocate].of(question)
         return {
-            place.name: choices[place.name]._replace(sparsity=count / place.entries)
-            for place, count in zip(question.places, removed, strict=True)
+            name: choices[name]._replace(sparsity=count / place.entries)
+            for (name, place), count in zip(places.items(), removed, strict=True)
         }
-
-    def _without(
-        self,
-        dense: Graph,
-        choice: Choice,
-        magnitudes: np.ndarray | None,
-        seen: Seen | None,
-        name: str,
-        count: int,
-    ) -> dict[str, np.ndarray]:
-        """Return the constants of one layer without so many of its columns of tiles."""
-        graph = dense.edit()
-        (layer,) = (layer for layer in linear_layers(graph) if layer.name == name)
-        share = count / _place(layer, choice.layout).entries
-        choice = choice._replace(sparsity=share)
-        if seen is not None:
-            self._solve(layer, choice, magnitudes, seen, use_counts(graph))
-        elif magnitudes is not None:
-            drop_smallest(layer, magnitudes, choice)
-        return changed(dense, graph)
-
-    def _refit(
-        self,
-        asked: Weights,
-        pruned: Graph,
-        magnitudes: Mapping[str, np.ndarray],
-        choices: Mapping[str, Choice],
-        context: Context,
-    ) -> None:
-        assert asked.calibration is not None
-        pair = Pair(asked.calibration, asked.dense, seed=context.seed)
-        uses = use_counts(pruned)
-        done = 0
-        for members in _siblings(asked.layers):
-            done += len(members)
-            context.report(f"{self.name}: {members[-1].name} ({done} of {len(asked.layers)})")
-            seen = seen_by(members[0], pair, pruned)
-            for layer in members:
-                values = magnitudes.get(layer.name)
-                self._solve(layer, choices[layer.name], values, seen, uses)
-
-    def _solve(
-        self,
-        layer: Layer,
-        choice: Choice,
-        magnitudes: np.ndarray | None,
-        seen: Seen,
-        uses: Mapping[str, int],
-    ) -> None:
-        """Prune one layer by magnitudes, or where there are none by elimination."""
-        fitted = fit(layer, seen, self.damp, uses)
-        (problem,) = fitted.problems
-        if magnitudes is None:
-            support = by_loss(problem, choice, layer.taps, self.rows)
-        else:
-            support = by_magnitude(magnitudes, choice, layer.taps)
-        if self.refit:
-            settle(layer, fitted, uses, [support.refitted(problem)])
-        else:
-            layer.replace(support.masked(layer.matrix()))
-
-
-def planned_tiles(graph: Graph, plan: Plan) -> dict[str, Choice]:
-    """Return tile and sparsity of each layer that a plan prunes.
-
-    Levels without "sparsity" are other passes' and are passed over, but for patterns, which
-    have one of their own. Raises one UnusableInput that lists everything wrong with the rest.
-    """
-    layers = {layer.name: layer for layer in linear_layers(graph)}
-    choices: dict[str, Choice] = {}
-    wrong: list[str] = []
-    for item, level in sorted(plan.levels.items()):
-        tile = str(level.get("tile", "1x1"))
-        try:
-            layout: Layout | None = parse_layout(tile)
-        except ValueError:
-            layout = None
-        own = layout.sparsity if isinstance(layout, Pattern) else None
-        sparsity = level.get("sparsity", own)
-        if sparsity is None:
-            continue
-        if item not in layers:
-            wrong.append(f'"{item}" is not a linear layer of this model')
-        elif reason := cannot_change(graph, layers[item]):
-            wrong.append(f'"{item}" cannot be pruned: {reason}')
-        elif isinstance(sparsity, str) or not 0 <= sparsity < 1:
-            wrong.append(
-                f'sparsity of "{item}" is {sparsity!r}, not a number from 0 to below 1'
-            )
-        elif layout is None:
-            wrong.append(f'tile of "{item}" is "{tile}", not like "4x1" or "2:4"')
-        elif own is not None and abs(sparsity - own) > _ROUNDED:
-            wrong.append(f'sparsity of "{item}" is {sparsity}, but {tile} makes it {own:g}')
-        else:
-            choices[item] = Choice(layout, float(sparsity))
-    if wrong:
-        raise UnusableInput(
-            f"The plan cannot be applied: {'; '.join(wrong)}. "
-            f"Correct it; the model's layers are {', '.join(layers) or 'none'}."
-        )
-    return choices
 
 
 def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:
@@ -344,34 +188,3 @@ def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:
         for name, (tile, *_) in choices.items()
         if tiles and tile not in tiles
     ]
-
-
-def _choice(layout: Layout, sparsity: float) -> Choice:
-    return Choice(layout, layout.sparsity if isinstance(layout, Pattern) else sparsity)
-
-
-def _place(layer: Layer, layout: Layout) -> Place:
-    """Describe a layer's columns of tiles; each saves multiplications."""
-    assert isinstance(layout, Tile), "a pattern leaves nothing to allocate"
-    blocks = layout.grid((layer.outputs, layer.inputs))[1]
-    saves = layer.positions * layer.weight.values.size / blocks
-    step = max(1, blocks // _STEPS)
-    shape = (layer.outputs, *layer.weight.shape[2:], layer.inputs // layer.taps)
-    return Place(layer.name, blocks, int(_MOST * blocks), step, saves, shape, (layer.name,))
-
-
-def _siblings(layers: Iterable[Layer]) -> list[list[Layer]]:
-    """Group layers that multiply the same matrix, in order."""
-    groups: dict[tuple[object, ...], list[Layer]] = {}
-    for layer in layers:
-        groups.setdefault(_input_matrix(layer), []).append(layer)
-    return list(groups.values())
-
-
-def _input_matrix(layer: Layer) -> tuple[object, ...]:
-    """Return what identifies the matrix X that a layer multiplies: equal for siblings."""
-    if layer.node.op != "Conv":
-        return (layer.source.name,)
-    geometry = ("kernel_shape", "strides", "dilations", "pads", "auto_pad")
-    attrs = [str(layer.node.attrs.get(key)) for key in geometry]
-    return (layer.source.name, tuple(layer.weight.shape[1:]), *attrs)

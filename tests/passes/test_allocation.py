@@ -15,11 +15,11 @@ from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
 from tilewright.passes.prune.allocate import Place
-from tilewright.passes.prune.allocation import Question, Removal
 from tilewright.passes.prune.blocks import alikeness_of, blocks_of
 from tilewright.passes.prune.channels import PruneChannels
 from tilewright.passes.prune.criteria import alikeness
 from tilewright.passes.prune.probe import Probe
+from tilewright.passes.prune.question import Question, Removal
 from tilewright.passes.prune.tiles import PruneTiles
 from tilewright.protocol import silent
 

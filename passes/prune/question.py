@@ -1,0 +1,124 @@
+"""The question that allocators answer, and what running the network can find out for it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+
+from tilewright.calibration import Calibration
+from tilewright.graph import Graph
+from tilewright.passes.prune import allocate
+from tilewright.passes.prune.allocate import Place
+from tilewright.passes.prune.probe import Constants, Probe
+from tilewright.passes.prune.set_aside import Aside
+from tilewright.protocol import Report
+
+
+class Removal(NamedTuple):
+    """A place, and what the network's constants are without its first so many entries.
+
+    `without` starts from the dense network; other places' constants are others.
+    """
+
+    place: Place
+    without: Callable[[int], Constants]
+
+
+@dataclass(frozen=True)
+class Question:
+    """How much to take from each place: what is known, and what can be found out.
+
+    `removals` runs through the network and yields one for each of the places, these very
+    objects, in any order. `rankings` are two orders of the entries of each place, by two
+    criteria and from the least important on, of which `alpha` is asked. `heal` is what training
+    makes of a network, where the pipeline has some.
+    """
+
+    places: Sequence[Place]
+    removals: Callable[[], Iterator[Removal]]
+    dense: Graph
+    held: Calibration | None
+    sparsity: float
+    floor: float
+    report: Report
+    alpha: float = 0.0
+    rankings: Callable[[], Sequence[tuple[np.ndarray, np.ndarray]]] = tuple
+    heal: Callable[[Graph], Graph] | None = None
+    seed: int = 0
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The dense network's answers on samples that nothing is fitted to."""
+        assert self.held is not None, "check_allocation admits only what asks for no answers"
+        return Probe(self.dense, self.held)
+
+    def costs(self) -> list[np.ndarray]:
+        """Return for each place the errors of the answers without its entries alone."""
+        return self._costs(self.probe.costs)
+
+    def healed_costs(self) -> list[np.ndarray]:
+        """Return for each place the errors that training leaves of those."""
+        assert self.heal is not None, "check_allocation admits only what has no need of it"
+        return self._costs(partial(self.probe.costs, healed=self.heal))
+
+    def _costs(self, costs: Callable[..., np.ndarray]) -> list[np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        for removal in self.removals():
+            self.report(
+                f"probing {removal.place.name} ({len(found) + 1} of {len(self.places)})"
+            )
+            found[id(removal.place)] = costs(removal.without, removal.place.most)
+        return [found[id(place)] for place in self.places]
+
+    @cached_property
+    def error(self) -> Callable[[Sequence[int]], float]:
+        """What the answers are off with so many entries gone from all places at once.
+
+        The numbers are 0 and `counts_of` each place. What the places are then is found out at
+        once and kept in a file, so that no more than one place's statistics are in memory.
+        """
+        solved = Aside(self._alternatives())
+        asked: dict[tuple[int, ...], float] = {}
+
+        def of(removed: Sequence[int]) -> float:
+            key = tuple(removed)
+            if key not in asked:
+                changes: dict[str, np.ndarray] = {}
+                for place in enumerate(key):
+                    changes |= solved.read(place) if place[1] else {}
+                asked[key] = self.probe.error_with(changes)
+                self.report(
+                    f"{len(asked)} ways to share tried, the last is {asked[key]:.4f} off"
+                )
+            return asked[key]
+
+        return of
+
+    def _alternatives(self) -> Iterator[tuple[tuple[int, int], Constants]]:
+        """Yield what each place is without each of its counts, by place and count."""
+        indices = {id(place): index for index, place in enumerate(self.places)}
+        for done, (place, without) in enumerate(self.removals(), 1):
+            self.report(f"pruning {place.name} alone ({done} of {len(self.places)})")
+            for count in allocate.counts_of(place):
+                yield (indices[id(place)], count), without(count)
+
+    def agreement(self, removed: Sequence[int]) -> float:
+        """Return 1 - the error of the answers, relative to how far the dense ones vary."""
+        return 1 - self.error(removed)
+
+    def levels(self) -> tuple[list[np.ndarray], list[np.ndarray], float, list[list[int]]]:
+        """Return costs, savings, the budget, and the counts of each place's levels."""
+        counts = [[0, *allocate.counts_of(place)] for place in self.places]
+        costs = [
+            np.concatenate([[0.0], cost])[each]
+            for cost, each in zip(self.costs(), counts, strict=True)
+        ]
+        saves = [p.saves * np.array(each) for p, each in zip(self.places, counts, strict=True)]
+        return costs, saves, self.budget, counts
+
+    @property
+    def budget(self) -> float:
+        """What is to be saved in all."""
+        return self.sparsity * sum(place.saves * place.entries for place in self.places)

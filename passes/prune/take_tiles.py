@@ -1,0 +1,138 @@
+"""Take tiles out of layers, as a criterion has them go, and refit what is left."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tilewright.calibration import Calibration
+from tilewright.graph import Graph
+from tilewright.layers import Layer, linear_layers
+from tilewright.layout import Layout, Tile
+from tilewright.passes.prune.allocate import Place
+from tilewright.passes.prune.bias import use_counts
+from tilewright.passes.prune.choose_tiles import Choice, by_loss, by_magnitude, drop_smallest
+from tilewright.passes.prune.probe import changed
+from tilewright.passes.prune.question import Removal
+from tilewright.passes.prune.refit import Seen, fit, seen_by, settle
+from tilewright.protocol import Report
+from tilewright.segments import Pair
+
+_MOST = 0.9  # of a layer's tiles that may go
+_STEPS = 32  # in which tiles go, of all
+
+
+@dataclass(frozen=True)
+class TakingTiles:
+    """Which tiles go, and what becomes of the layers that lose them.
+
+    Where there are no `magnitudes` of a layer its tiles are found by "obs", `rows` by rows or
+    globally. Without `refit` weights stay as they are but for what goes.
+    """
+
+    dense: Graph
+    magnitudes: Mapping[str, np.ndarray]
+    rows: str
+    refit: bool
+    damp: float
+    seed: int
+
+    def removals(
+        self,
+        layers: Sequence[Layer],
+        choices: Mapping[str, Choice],
+        places: Mapping[str, Place],
+        calibration: Calibration,
+    ) -> Iterator[Removal]:
+        """Yield what the constants are without tiles of each layer alone."""
+        pair = Pair(calibration, self.dense, seed=self.seed)
+        for members in _siblings(layers):
+            walks = self._walks(members)
+            seen = seen_by(members[0], pair, self.dense) if walks else None
+            for layer in members:
+                without = partial(self._without, layer.name, choices[layer.name], seen)
+                yield Removal(places[layer.name], without)
+
+    def take(
+        self,
+        pruned: Graph,
+        layers: Sequence[Layer],
+        choices: Mapping[str, Choice],
+        calibration: Calibration | None,
+        report: Report,
+    ) -> None:
+        """Prune layers of `pruned`, in order, and refit each to what it gave in the dense one.
+
+        Each sees what the layers before it, which are pruned already, give it.
+        """
+        if calibration is None or not self._walks(layers):
+            for layer in layers:
+                drop_smallest(layer, self.magnitudes[layer.name], choices[layer.name])
+            return
+        pair = Pair(calibration, self.dense, seed=self.seed)
+        uses = use_counts(pruned)
+        done = 0
+        for members in _siblings(layers):
+            done += len(members)
+            report(f"{members[-1].name} ({done} of {len(layers)})")
+            seen = seen_by(members[0], pair, pruned)
+            for layer in members:
+                self._solve(layer, choices[layer.name], seen, uses)
+
+    def _walks(self, layers: Sequence[Layer]) -> bool:
+        """Say whether layers must be looked at on examples, to search or to refit."""
+        return self.refit or any(layer.name not in self.magnitudes for layer in layers)
+
+    def _without(
+        self, name: str, choice: Choice, seen: Seen | None, count: int
+    ) -> dict[str, np.ndarray]:
+        """Return the constants of one layer without so many of its columns of tiles."""
+        graph = self.dense.edit()
+        (layer,) = (layer for layer in linear_layers(graph) if layer.name == name)
+        share = count / place_of(layer, choice.layout).entries
+        choice = choice._replace(sparsity=share)
+        if seen is None:
+            drop_smallest(layer, self.magnitudes[name], choice)
+        else:
+            self._solve(layer, choice, seen, use_counts(graph))
+        return changed(self.dense, graph)
+
+    def _solve(self, layer: Layer, choice: Choice, seen: Seen, uses: Mapping[str, int]) -> None:
+        fitted = fit(layer, seen, self.damp, uses)
+        (problem,) = fitted.problems
+        if layer.name in self.magnitudes:
+            support = by_magnitude(self.magnitudes[layer.name], choice, layer.taps)
+        else:
+            support = by_loss(problem, choice, layer.taps, self.rows)
+        if self.refit:
+            settle(layer, fitted, uses, [support.refitted(problem)])
+        else:
+            layer.replace(support.masked(layer.matrix()))
+
+
+def place_of(layer: Layer, layout: Layout) -> Place:
+    """Describe a layer's columns of tiles; each saves multiplications."""
+    assert isinstance(layout, Tile), "a pattern leaves nothing to allocate"
+    blocks = layout.grid((layer.outputs, layer.inputs))[1]
+    saves = layer.positions * layer.weight.values.size / blocks
+    step = max(1, blocks // _STEPS)
+    shape = (layer.outputs, *layer.weight.shape[2:], layer.inputs // layer.taps)
+    return Place(layer.name, blocks, int(_MOST * blocks), step, saves, shape, (layer.name,))
+
+
+def _siblings(layers: Iterable[Layer]) -> list[list[Layer]]:
+    """Group layers that multiply the same matrix, in order."""
+    groups: dict[tuple[object, ...], list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(_input_matrix(layer), []).append(layer)
+    return list(groups.values())
+
+
+def _input_matrix(layer: Layer) -> tuple[object, ...]:
+    """Return what identifies the matrix X that a layer multiplies: equal for siblings."""
+    if layer.node.op != "Conv":
+        return (layer.source.name,)
+    geometry = ("kernel_shape", "strides", "dilations", "pads", "auto_pad")
+    attrs = [str(layer.node.attrs.get(key)) for key in geometry]
+    return (layer.source.name, tuple(layer.weight.shape[1:]), *attrs)
