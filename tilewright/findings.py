@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from tilewright.database import opened
 from tilewright.errors import UnusableInput
+from tilewright.stale import STALE_S
 
 _SCHEMA = 1
 _TABLE = """
@@ -21,13 +23,18 @@ CREATE TABLE IF NOT EXISTS findings (
 """
 
 
+# When something was last added to a question.
+_LAST = "CREATE TABLE IF NOT EXISTS last (question TEXT PRIMARY KEY, seconds REAL NOT NULL)"
+
+
 @dataclass(frozen=True)
 class Findings:
     """Values of JSON by item, for one question.
 
     `question` names all that the values hang on but the item: another one starts from nothing.
     Each value is kept in a transaction of its own, so a search that is killed loses no more
-    than what it was just measuring. Raises UnusableInput where the file cannot be used.
+    than what it was just measuring. Questions to which nothing was added for 30 days are
+    forgotten. Raises UnusableInput where the file cannot be used.
     """
 
     path: Path
@@ -44,10 +51,21 @@ class Findings:
 
     def keep(self, item: str, value: Any) -> None:
         """Keep the value of an item; it replaces what was known of it."""
+        now = time.time()
         with self._opened() as database:
             database.execute(
                 "INSERT OR REPLACE INTO findings VALUES (?, ?, ?)",
                 (self.question, item, json.dumps(value)),
+            )
+            database.execute(_LAST)
+            database.execute("INSERT OR REPLACE INTO last VALUES (?, ?)", (self.question, now))
+            # What was kept before there was this table counts as added to today.
+            database.execute(
+                "INSERT OR IGNORE INTO last SELECT DISTINCT question, ? FROM findings", (now,)
+            )
+            database.execute("DELETE FROM last WHERE seconds < ?", (now - STALE_S,))
+            database.execute(
+                "DELETE FROM findings WHERE question NOT IN (SELECT question FROM last)"
             )
 
     def _opened(self) -> AbstractContextManager[sqlite3.Connection]:

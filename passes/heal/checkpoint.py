@@ -11,6 +11,7 @@ from tilewright.autograd import require_torch
 from tilewright.calibration import Calibration
 from tilewright.graph import Graph
 from tilewright.protocol import Context, Pass, Report
+from tilewright.stale import remove_stale
 from tilewright.version import VERSION
 
 
@@ -35,7 +36,7 @@ class Checkpoint:
         return found
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace the file. Where that fails, training goes on without."""
+        """Replace the file; stale ones go. Where that fails, training goes on without."""
         if self._file is None:
             return
         fresh = self._file.with_suffix(".new")
@@ -43,6 +44,7 @@ class Checkpoint:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             require_torch(self._name).save(dict(state), fresh)
             fresh.replace(self._file)
+            remove_stale(self._file.parent, "*.pt")
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)

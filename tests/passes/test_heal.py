@@ -1,5 +1,7 @@
 """Healing: what was pruned comes nearer to the dense network, and zeros stay zero."""
 
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,16 @@ def test_interrupted_it_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -
     assert said[0] == "heal: going on after epoch 2 of 4"
     assert constants_equal(resumed, heal())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_that_no_one_came_back_for_are_removed(tmp_path: Path) -> None:
+    long_ago, lately = tmp_path / "a.pt", tmp_path / "b.pt"
+    for file, days in ((long_ago, 31), (lately, 29)):
+        file.touch()
+        then = time.time() - days * 24 * 3600
+        os.utime(file, (then, then))
+    heal(unfinished=tmp_path)
+    assert list(tmp_path.iterdir()) == [lately]
 
 
 def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path) -> None:
