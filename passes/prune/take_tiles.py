@@ -15,7 +15,7 @@ from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.choose_tiles import Choice, by_loss, by_magnitude, drop_smallest
 from tilewright.passes.prune.probe import changed
 from tilewright.passes.prune.question import Removal
-from tilewright.passes.prune.refit import Seen, fit, seen_by, settle
+from tilewright.passes.prune.refit import Fit, fit, seen_by, settle
 from tilewright.protocol import Report
 from tilewright.segments import Pair
 
@@ -47,12 +47,15 @@ class TakingTiles:
     ) -> Iterator[Removal]:
         """Yield what the constants are without tiles of each layer alone."""
         pair = Pair(calibration, self.dense, seed=self.seed)
+        uses = use_counts(self.dense)
+        dense = {layer.name: layer for layer in linear_layers(self.dense)}
         for members in _siblings(layers):
             walks = self._walks(members)
             seen = seen_by(members[0], pair, self.dense) if walks else None
-            for layer in members:
-                without = partial(self._without, layer.name, choices[layer.name], seen)
-                yield Removal(places[layer.name], without)
+            for name in (layer.name for layer in members):
+                fitted = seen and fit(dense[name], seen, self.damp, uses)
+                without = partial(self._without, name, choices[name], fitted)
+                yield Removal(places[name], without)
 
     def take(
         self,
@@ -78,28 +81,30 @@ class TakingTiles:
             report(f"{members[-1].name} ({done} of {len(layers)})")
             seen = seen_by(members[0], pair, pruned)
             for layer in members:
-                self._solve(layer, choices[layer.name], seen, uses)
+                fitted = fit(layer, seen, self.damp, uses)
+                self._solve(layer, choices[layer.name], fitted, uses)
 
     def _walks(self, layers: Sequence[Layer]) -> bool:
         """Say whether layers must be looked at on examples, to search or to refit."""
         return self.refit or any(layer.name not in self.magnitudes for layer in layers)
 
     def _without(
-        self, name: str, choice: Choice, seen: Seen | None, count: int
+        self, name: str, choice: Choice, fitted: Fit | None, count: int
     ) -> dict[str, np.ndarray]:
         """Return the constants of one layer without so many of its columns of tiles."""
         graph = self.dense.edit()
         (layer,) = (layer for layer in linear_layers(graph) if layer.name == name)
         share = count / place_of(layer, choice.layout).entries
         choice = choice._replace(sparsity=share)
-        if seen is None:
+        if fitted is None:
             drop_smallest(layer, self.magnitudes[name], choice)
         else:
-            self._solve(layer, choice, seen, use_counts(graph))
+            self._solve(layer, choice, fitted, use_counts(graph))
         return changed(self.dense, graph)
 
-    def _solve(self, layer: Layer, choice: Choice, seen: Seen, uses: Mapping[str, int]) -> None:
-        fitted = fit(layer, seen, self.damp, uses)
+    def _solve(
+        self, layer: Layer, choice: Choice, fitted: Fit, uses: Mapping[str, int]
+    ) -> None:
         (problem,) = fitted.problems
         if layer.name in self.magnitudes:
             support = by_magnitude(self.magnitudes[layer.name], choice, layer.taps)
