@@ -133,7 +133,7 @@ class Graph:
             path.write_bytes(self.to_onnx().SerializeToString(deterministic=True))
             return
         model, large = self._without_large_weights()
-        side = path.with_name(path.name + ".data")
+        side = _beside(path)
         names = {tensor.name for tensor in large}
         kept = [info for info in model.graph.input if info.name not in names]
         del model.graph.input[:]
@@ -184,6 +184,15 @@ class Graph:
                 variable.type = "tensor_type"  # to_variable leaves it out; exporting reads it
                 duplicate.inputs.append(variable)
         return self._with_metadata(gs.export_onnx(duplicate, do_type_check=False)), large
+
+
+def saved_bytes(path: Path) -> int:
+    """Size of a model that `Graph.save` wrote, with the weights beside it."""
+    return sum(p.stat().st_size for p in (path, _beside(path)) if p.exists())
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
 
 
 def freeze(tensor: gs.Constant) -> gs.Constant:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from tilewright.errors import UnusableInput
-from tilewright.graph import Graph
+from tilewright.graph import Graph, saved_bytes
 from tilewright.memory import return_freed_memory
 from tilewright.nbits import in_floats
 
@@ -50,7 +50,7 @@ def session(
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         if isinstance(model, Path):
-            return_freed_memory()
+            return_freed_memory(saved_bytes(model))
             return ort.InferenceSession(model, options)
         if isinstance(model, Graph):
             model = in_floats(model)
@@ -58,7 +58,7 @@ def session(
             message = model.to_onnx() if isinstance(model, Graph) else model
             return ort.InferenceSession(message.SerializeToString(), options)
         graph = model if isinstance(model, Graph) else Graph.from_onnx(model)
-        return_freed_memory()
+        return_freed_memory(_bytes(model))
         with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
             graph.save(Path(folder) / "model.onnx")
             return ort.InferenceSession(Path(folder) / "model.onnx", options)
