@@ -32,7 +32,7 @@ from tilewright import oracle
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
 from tilewright.protocol import Executable
-from tilewright.targets import link
+from tilewright.targets import cpu_files, link
 from tilewright.targets.cpu import CpuBackend
 
 # Sums of up to 300 products of unit normals, added up in another order.
@@ -509,6 +509,20 @@ def test_without_any_linker_the_message_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnusableInput, match=r"apt-get install gcc.*tilewright\[zig\]"):
         link.link_shared("lib.so", ["a.o"])
+
+
+def test_the_linker_has_nothing_to_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[str] = []
+
+    def noted(output: str, objects: list[str], options: object) -> None:
+        files.extend(objects)
+        link.link_shared(output, objects)
+
+    monkeypatch.setattr(cpu_files, "link_shared", noted)
+    build(small(), tmp_path)
+    assert {Path(file).suffix for file in files} == {".o"}
 
 
 def test_what_the_linker_says_is_passed_on(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from tests.small_models import small_graph
+from tilewright import graph as graphs
+from tilewright.graph import Graph, saved_bytes
+from tilewright.memory import return_freed_memory
+
+TEXT = "g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }"
+
+
+def test_a_graph_is_let_go_of_only_where_its_weights_are_worth_the_search() -> None:
+    gc.disable()
+    try:
+        # Nodes and tensors refer to each other.
+        node = weakref.ref(small_graph(TEXT).nodes[0])
+        return_freed_memory(1000)
+        assert node() is not None
+        return_freed_memory(32 * 1024 * 1024)
+        assert node() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 27])
+def test_the_size_of_a_saved_model_counts_the_weights_beside_it(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "_PROTOBUF_BYTES", limit)
+    graph: Graph = small_graph(TEXT)
+    graph.save(tmp_path / "model.onnx")
+    files = list(tmp_path.iterdir())
+    assert len(files) == (1 if limit else 2)
+    assert saved_bytes(tmp_path / "model.onnx") == sum(f.stat().st_size for f in files)
