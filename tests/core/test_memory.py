@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_models import small_graph
+from tests.small_models import normal, small_graph
 from tilewright import graph as graphs
 from tilewright.graph import Graph, saved_bytes
 from tilewright.memory import return_freed_memory
@@ -30,7 +30,9 @@ def test_the_size_of_a_saved_model_counts_the_weights_beside_it(
     limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "_PROTOBUF_BYTES", limit)
-    graph: Graph = small_graph(TEXT)
+    monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 1024)
+    text = "g (float[1,64] x) => (float[1,64] y) { y = MatMul(x, w) }"
+    graph: Graph = small_graph(text, w=normal(64, 64))
     graph.save(tmp_path / "model.onnx")
     files = list(tmp_path.iterdir())
     assert len(files) == (1 if limit else 2)
