@@ -36,6 +36,12 @@ def columns(node: gs.Node, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picked.reshape(len(chosen), -1).T)
 
 
+def results(node: gs.Node, y: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return what is like a layer's output `y` at the `chosen` positions, (outputs, chosen)."""
+    features_last = np.moveaxis(y, 1, -1) if node.op == "Conv" else y
+    return np.ascontiguousarray(features_last.reshape(-1, features_last.shape[-1])[chosen].T)
+
+
 def real_positions(feeds: Mapping[str, np.ndarray], shape: Sequence[int]) -> np.ndarray:
     """Say which of one sample's positions are no padding. Result: bool, `shape`.
 

@@ -11,6 +11,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -82,6 +83,10 @@ class Walk:
         kept = {n: stack for n, stack in self._stacks.items() if n in needed}
         self._stacks = kept | fresh_stacks
 
+    def knows(self, name: str) -> bool:
+        """Say whether a tensor is in the frontier."""
+        return name in self._frontiers[0]
+
     def values(self, name: str) -> Iterator[np.ndarray]:
         """Yield a tensor of the frontier, sample by sample."""
         for frontier in self._frontiers:
@@ -146,6 +151,17 @@ class _Stack:
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
+class Columns(NamedTuple):
+    """A layer's input in the dense and in the compressed network, two (inputs, columns).
+
+    They are the same `chosen` positions of one sample; of large inputs, a seeded choice.
+    """
+
+    dense: np.ndarray
+    now: np.ndarray
+    chosen: np.ndarray
+
+
 class Pair:
     """The dense and the compressed network, walked side by side."""
 
@@ -165,17 +181,19 @@ class Pair:
         self._compressed = Walk(calibration, budget_bytes // 2)
         self._index = {node.name: index for index, node in enumerate(dense.nodes)}
 
-    def columns(
-        self, layer: Layer, compressed: Graph
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the layer's input in both networks, sample by sample: two (inputs, columns).
+    def advance(self, layer: Layer, compressed: Graph) -> None:
+        """Go to a layer. Layers must be asked for in order.
 
-        The columns of both are the same positions; of large inputs, a seeded choice. Layers
-        must be asked for in order. `compressed` is the dense graph with other weights.
+        `compressed` is the dense graph with other weights.
         """
         cut = self._index[layer.name]
         self._dense.advance(self._dense_graph, cut)
         self._compressed.advance(compressed, cut)
+
+    def columns(self, layer: Layer, compressed: Graph) -> Iterator[Columns]:
+        """Go to a layer, and yield its input in both networks, sample by sample."""
+        self.advance(layer, compressed)
+        cut = self._index[layer.name]
         total = max(_LEAST_COLUMNS, _COLUMNS_PER_INPUT * layer.inputs)
         limit = -(-total // self._calibration.samples)
         rng = np.random.default_rng([self._seed, cut])
@@ -187,7 +205,17 @@ class Pair:
         )
         for feeds, dense, now in samples:
             chosen = choose_positions(layer.node, dense, feeds, limit, rng)
-            yield columns(layer.node, dense, chosen), columns(layer.node, now, chosen)
+            x, x_now = (columns(layer.node, values, chosen) for values in (dense, now))
+            yield Columns(x, x_now, chosen)
+
+    def knows(self, name: str) -> bool:
+        """Say whether a tensor is computed before the layer gone to, and read behind it."""
+        return self._dense.knows(name)
+
+    def drift(self, name: str) -> Iterator[np.ndarray]:
+        """Yield by how much a known tensor is more in the dense network, sample by sample."""
+        pairs = zip(self._dense.values(name), self._compressed.values(name), strict=True)
+        return (dense - now for dense, now in pairs)
 
 
 def reads(node: gs.Node) -> set[str]:

@@ -72,7 +72,7 @@ class PruneChannels:
     allocate: str = "uniform"
     floor: float = 0.97
     multiple: int = 8
-    damp: float = 0.01
+    damp: float = 0.1
     ends: bool = False
     smallest: int = 4096
     skip: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ class MatchTiles:
     sparsity: float = 0.6
     criterion: str = "obs"
     tile: str = ""
-    damp: float = 0.01
+    damp: float = 0.1
     ends: bool = False
     smallest: int = 4096
     skip: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ class MatchTiles:
         for done, layer in enumerate(layers, 1):
             context.report(f"match-tiles: {layer.name} ({done} of {len(layers)})")
             gram = Gram()
-            for x, _ in pair.columns(layer, graph):
+            for x, *_ in pair.columns(layer, graph):
                 gram.add(x)
             product = gram.product
             if bias_of(layer, uses) is not None:

@@ -20,24 +20,31 @@ from tilewright.layout import Pattern, Tile
 from tilewright.passes.prune.elimination import eliminate, padded
 from tilewright.threads import spread_over_cores
 
+_SHARED = 0.05  # of the mean energy of a layer's inputs, that damping takes each to have
+
 
 def damped(hessian: np.ndarray, damp: float) -> np.ndarray:
-    """Return H + d I, d being `damp` times the mean of H's diagonal (or 1 where H is zero)."""
-    d = damp * float(np.mean(np.diag(hessian)))
-    return hessian + (d if d > 0 else 1.0) * np.eye(len(hessian))
+    """Return H + `damp` (diag(H) + `_SHARED` mean(diag(H)) I), or I where H is zero.
+
+    Correlations shrink, as an estimate from few samples should (Ledoit & Wolf, 2004; towards
+    the diagonal: Schaefer & Strimmer, 2005), and inputs that are hardly ever seen are left
+    where they were.
+    """
+    own = np.diag(hessian)
+    shared = _SHARED * float(np.mean(own))
+    return hessian + np.diag(damp * (own + shared) if shared > 0 else np.ones(len(own)))
 
 
 def asymmetric_target(
-    weights: np.ndarray, cross: np.ndarray, gram: np.ndarray, hessian: np.ndarray
+    weights: np.ndarray, aims: np.ndarray, gram: np.ndarray, hessian: np.ndarray
 ) -> np.ndarray:
     """Return the dense weights V that make up for the errors in a layer's input.
 
-    `cross` is X Xhat^T and `gram` is Xhat Xhat^T, of the dense and of the compressed network's
-    input; `hessian` is the damped `gram`, d I + gram. V minimises
-    |W X - V Xhat|^2 + d |V - W|^2, so V = (W cross + d W) hessian^-1.
+    `aims` is Y Xhat^T and `gram` is Xhat Xhat^T, of what the layer is to give and of the
+    compressed network's input; `hessian` is the damped `gram`, D + gram. V minimises
+    |Y - V Xhat|^2 + |(V - W) D^1/2|^2, so V = (Y Xhat^T + W D) hessian^-1.
     """
-    wide = weights.astype(np.float64)
-    moved = wide @ cross + wide @ (hessian - gram)
+    moved = aims + weights.astype(np.float64) @ (hessian - gram)
     return np.asarray(cho_solve(cho_factor(hessian, lower=True), moved.T).T)
 
 

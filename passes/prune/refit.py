@@ -6,38 +6,57 @@ from typing import NamedTuple
 import numpy as np
 
 from tilewright.calibration import CrossGram, Gram
+from tilewright.columns import results
+from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import Layer
 from tilewright.passes.prune import obs
 from tilewright.passes.prune.bias import bias_of, shift
 from tilewright.passes.prune.joint import Problem
+from tilewright.passes.prune.residual import joined_by
 from tilewright.segments import Pair
 
 
 class Seen(NamedTuple):
-    """What a layer reads in the compressed network, and how it goes with the dense one's."""
+    """What layers read in the compressed network, and how it goes with the dense one's.
+
+    `drifts` say so of the residual streams that their outputs are added to: how much more these
+    are in the dense network, in units of the outputs, by the layers' names.
+    """
 
     now: Gram
     cross: CrossGram
+    drifts: Mapping[str, CrossGram]
 
 
-def seen_by(layer: Layer, pair: Pair, compressed: Graph) -> Seen:
-    """Gather what a layer reads. Layers must be asked for in order."""
-    seen = Seen(Gram(), CrossGram())
-    for x, x_now in pair.columns(layer, compressed):
+def seen_by(layers: Sequence[Layer], pair: Pair, compressed: Graph) -> Seen:
+    """Gather what layers read that multiply one matrix. They must be asked for in order."""
+    pair.advance(layers[0], compressed)
+    joined = [(layer, added) for layer in layers if (added := joined_by(layer))]
+    joined = [(layer, added) for layer, added in joined if pair.knows(added.stream)]
+    seen = Seen(Gram(), CrossGram(), {layer.name: CrossGram() for layer, _ in joined})
+    streams = [pair.drift(added.stream) for _, added in joined]
+    for (x, x_now, chosen), *away in zip(
+        pair.columns(layers[0], compressed), *streams, strict=True
+    ):
         seen.now.add(x_now)
         seen.cross.add(x, x_now)
+        for (layer, added), drift in zip(joined, away, strict=True):
+            lacking = results(layer.node, drift, chosen) / added.scale[:, None]
+            seen.drifts[layer.name].add(lacking, x_now)
     return seen
 
 
 class Fit(NamedTuple):
     """What a layer is to give: a problem for each group of a convolution, else one.
 
-    `means` are those of the layer's inputs, in the dense and in the compressed network.
+    `means` are those of the layer's inputs, in the dense and in the compressed network, and
+    `lacking` is what the residual stream behind it lacks on average.
     """
 
     problems: tuple[Problem, ...]
     means: tuple[np.ndarray, np.ndarray]
+    lacking: np.ndarray
 
 
 def fit(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> Fit:
@@ -45,22 +64,35 @@ def fit(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> Fit:
 
     Targets are the dense weights that make up for errors in the layer's input. Where there is
     a bias all is centred, for it takes part as the weight of one more input, the constant 1.
-    `uses` is `use_counts`.
+    `uses` is `use_counts`. Raises UnusableInput where examples and `damp` are too few.
     """
-    now, cross = seen
+    now, cross, drifts = seen
     gram, mixed = now.product, cross.product
     means, means_now = (total / now.columns for total in cross.sums)
+    lacking, lacking_mean = np.zeros((layer.outputs, len(gram))), np.zeros(layer.outputs)
+    if layer.name in drifts:
+        drift = drifts[layer.name]
+        lacking, lacking_mean = drift.product, drift.sums[0] / now.columns
     if bias_of(layer, uses) is not None:
         gram = gram - now.columns * np.outer(means_now, means_now)
         mixed = mixed - now.columns * np.outer(means, means_now)
+        lacking = lacking - now.columns * np.outer(lacking_mean, means_now)
     problems = []
     for rows, columns in _groups(layer):
         own, between = gram[columns, columns], mixed[columns, columns]
         hessian = obs.damped(own, damp)
         weights = layer.matrix()[rows].astype(np.float64)
-        target = obs.asymmetric_target(weights, between, own, hessian)
+        aims = weights @ between + lacking[rows, columns]
+        try:
+            target = obs.asymmetric_target(weights, aims, own, hessian)
+        except np.linalg.LinAlgError as error:
+            raise UnusableInput(
+                f'The examples do not say what "{layer.name}" is to become: {now.columns} '
+                f"positions of {len(own)} inputs leave some undetermined with damp={damp:g}. "
+                "Give more calibration samples, or a larger damp, such as 0.1."
+            ) from error
         problems.append(Problem(target, hessian))
-    return Fit(tuple(problems), (means, means_now))
+    return Fit(tuple(problems), (means, means_now), lacking_mean)
 
 
 def settle(
@@ -69,7 +101,7 @@ def settle(
     """Give a layer the weights that solve its problems, and the bias that goes with them."""
     bias = bias_of(layer, uses)
     means, means_now = fitted.means
-    before = _applied(layer, means)
+    before = _applied(layer, means) + fitted.lacking
     layer.replace(np.concatenate(solved))
     if bias is not None:
         shift(bias, before - _applied(layer, means_now))

@@ -12,7 +12,7 @@ from tilewright.calibration import Gram
 from tilewright.dimensions import Dimension, leaves
 from tilewright.errors import UnusableInput
 from tilewright.layers import Layer
-from tilewright.passes.prune import criteria, discrimination, obs
+from tilewright.passes.prune import criteria, discrimination
 from tilewright.passes.prune.choose_entries import readers
 from tilewright.passes.prune.pseudo_labels import classes_of
 from tilewright.passes.prune.removable import Cut
@@ -116,7 +116,7 @@ def _reading(asked: Entries) -> Iterator[tuple[Layer, _Read]]:
     pair = Pair(asked.calibration, asked.dense, seed=asked.seed)
     for layer in readers(asked.dense, asked.cuts):
         gram, means = Gram(), []
-        for x, _ in pair.columns(layer, asked.dense):
+        for x, *_ in pair.columns(layer, asked.dense):
             gram.add(x)
             means.append(x.mean(axis=1, dtype=np.float64))
         yield layer, _Read(gram.product, np.array(means))
@@ -128,10 +128,11 @@ def _chosen(
     """Return the entries of columns, (entries, each), in the order in which they are chosen."""
     at = columns.reshape(-1)
     weights = layer.matrix()[:, at].astype(np.float64)
+    gram = read.gram[np.ix_(at, at)]
     pooled = read.pooled[:, at]
     problem = discrimination.LabelledLayer(
         weights,
-        obs.damped(read.gram[np.ix_(at, at)], damp),
+        gram + ridge(gram, damp) * np.eye(len(at)),
         pooled,
         labels,
         discrimination.train_head(pooled @ weights.T, labels),

@@ -62,7 +62,7 @@ def columns_by_leverage(asked: Weights) -> dict[str, np.ndarray]:
     found = {}
     for layer in asked.layers:
         gram = Gram()
-        for x, _ in pair.columns(layer, asked.dense):
+        for x, *_ in pair.columns(layer, asked.dense):
             gram.add(x)
         scores = leverage(gram.product, ridge(gram.product, asked.damp))
         found[layer.name] = np.tile(np.sqrt(np.maximum(scores, 0)), (layer.outputs, 1))

@@ -46,5 +46,5 @@ class TileErrors:
         # Convolutions that read one tensor may see other windows of it.
         key = layer.name if layer.node.op == "Conv" else layer.source.name
         if self._seen is None or self._seen[0] != key:
-            self._seen = key, seen_by(layer, self._pair, self._dense)
+            self._seen = key, seen_by([layer], self._pair, self._dense)
         return self._seen[1]

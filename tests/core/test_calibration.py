@@ -258,7 +258,7 @@ def test_the_compressed_network_reads_what_its_earlier_layers_now_give() -> None
     found = list(pair.columns(last, compressed))
     biases = dense.constants()
     row = np.tanh(np.maximum(biases["b1"], 0) @ biases["w2"] + biases["b2"])
-    for (x, x_now), whole in zip(found, expected, strict=True):
+    for (x, x_now, _), whole in zip(found, expected, strict=True):
         np.testing.assert_allclose(x, whole[0].T, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(x_now, np.tile(row, (16, 1)).T, rtol=1e-5, atol=1e-6)
 

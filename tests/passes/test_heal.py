@@ -49,7 +49,9 @@ def pruned(sparsity: float = 0.7) -> Graph:
 
 
 def heal(step: Any = FAST, graph: Graph | None = None, **known: Any) -> Graph:
-    context = Context(DEVICE, calibration(), **{"dense": three_layers(), **known})
+    context = Context(
+        DEVICE, **{"calibration": calibration(), "dense": three_layers(), **known}
+    )
     outcome = step(graph or pruned(), context)
     return outcome.graph  # type: ignore[no-any-return]
 
@@ -79,7 +81,7 @@ def test_how_large_an_output_and_its_weights_are_changes_nothing_of_how_it_learn
         dense = small_graph(text, w=normal(8, 4) * scales, scales=scales)
         sparse = small_graph(text, w=normal(8, 4) * scales * kept, scales=scales)
         data = Calibration.from_arrays({"x": normal(32, 8)}, dense.inputs)
-        return FAST(sparse, Context(DEVICE, data, dense=dense)).graph.constants()["w"]
+        return np.asarray(heal(FAST, sparse, calibration=data, dense=dense).constants()["w"])
 
     np.testing.assert_array_equal(healed(sizes), healed(np.ones(4, np.float32)) * sizes)
 
@@ -284,7 +286,7 @@ def refitted(net: Perceptron, supported: Sequence[np.ndarray], x: np.ndarray) ->
         dense, now = np.hstack([dense, ones]), np.hstack([now, ones])
         gram = now.T @ now
         hessian = obs.damped(gram, 0.01)
-        target = obs.asymmetric_target(wide, dense.T @ now, gram, hessian)
+        target = obs.asymmetric_target(wide, wide @ dense.T @ now, gram, hessian)
         support = np.column_stack([kept, np.ones(len(kept), bool)])
         found = obs.refit(target, hessian, Tile(1), support)
         fitted.weights.append(found[:, :-1])

@@ -240,7 +240,7 @@ def test_a_shifted_input_is_made_up_for() -> None:
     x_now = bent @ x
     gram = x_now @ x_now.T
     hessian = obs.damped(gram, 1e-9)
-    target = obs.asymmetric_target(weights, x @ x_now.T, gram, hessian)
+    target = obs.asymmetric_target(weights, weights @ x @ x_now.T, gram, hessian)
     # The inputs differ by an invertible map, which the weights can undo.
     np.testing.assert_allclose(target, weights @ np.linalg.inv(bent), rtol=1e-6)
 
@@ -249,7 +249,7 @@ def test_damping_pulls_the_target_towards_the_weights() -> None:
     r = np.random.default_rng(0)
     weights, x, x_now = r.normal(size=(3, 5)), r.normal(size=(5, 40)), r.normal(size=(5, 40))
     gram, d = x_now @ x_now.T, 7.0
-    target = obs.asymmetric_target(weights, x @ x_now.T, gram, gram + d * np.eye(5))
+    target = obs.asymmetric_target(weights, weights @ x @ x_now.T, gram, gram + d * np.eye(5))
     gradient = (target @ x_now - weights @ x) @ x_now.T + d * (target - weights)
     np.testing.assert_allclose(gradient, 0, atol=1e-10)
 

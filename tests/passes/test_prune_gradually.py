@@ -154,7 +154,7 @@ def test_weights_that_may_be_other_than_zero_again_start_there_and_nothing_is_re
     # Adam goes on for a while where it was going, unless it forgets.
     student.change({"w1": half})
     student.change({"w1": every})
-    state = student._optimizer.state[student._student.weights["w1"]]
+    state = student._optimizer.state[student._relative["w1"]]
     for kind in ("exp_avg", "exp_avg_sq"):
         assert (state[kind].numpy()[~half] == 0).all()
         assert (state[kind].numpy()[half] != 0).all()
