@@ -137,8 +137,9 @@ class CrossGram:
         if not self._waiting:
             return
         x = np.concatenate([pair[0] for pair in self._waiting], axis=1)
-        same = all(a is b for a, b in self._waiting)
-        y = x if same else np.concatenate([pair[1] for pair in self._waiting], axis=1)
+        y = np.concatenate([pair[1] for pair in self._waiting], axis=1)
+        # X X^T is rounded otherwise where Y is another array, and least squares magnify that.
+        y = x if np.array_equal(x, y) else y
         self._waiting, self._waiting_columns = [], 0
         if self._product is None or self._sums is None:
             self._product = np.zeros((len(x), len(y)))

@@ -72,7 +72,7 @@ class PruneChannels:
     allocate: str = "uniform"
     floor: float = 0.97
     multiple: int = 8
-    damp: float = 0.1
+    damp: float = 0.05
     ends: bool = False
     smallest: int = 4096
     skip: tuple[str, ...] = ()
@@ -133,7 +133,7 @@ class PruneChannels:
         ranks = self.allocate == TOLERANCE and context.plan is None
         for each in (criterion, *(self.rankings if ranks else ())):
             check_criterion(self.name, each, dense, calibration)
-        asked = Entries(dense, couplings, cuts, calibration, self.damp, context.seed)
+        asked = Entries(dense, couplings, cuts, calibration, context.seed)
         with one_blas_thread():
             if self.allocate != UNIFORM and context.plan is None and cuts:
                 cuts = self._allocated(asked, criterion, context)

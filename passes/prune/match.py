@@ -41,7 +41,7 @@ class MatchTiles:
     sparsity: float = 0.6
     criterion: str = "obs"
     tile: str = ""
-    damp: float = 0.1
+    damp: float = 0.05
     ends: bool = False
     smallest: int = 4096
     skip: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ def leverages(asked: Entries) -> Scores:
             read.gram[start : start + layer.inputs, start : start + layer.inputs]
             for start in range(0, len(read.gram), layer.inputs)
         ]
-        each = [criteria.leverage(gram, ridge(gram, asked.damp)) for gram in parts]
+        each = [criteria.leverage(gram, ridge(gram)) for gram in parts]
         found[layer.name] = np.mean(each, axis=0)
 
     def of(cut: Cut) -> np.ndarray:
@@ -96,7 +96,7 @@ def discriminations(asked: Entries) -> Scores:
             )
         for cut in wanted[layer.name]:
             (place,) = [i for i, its in enumerate(cut.layers) if its.name == layer.name]
-            order = _chosen(layer, cut.columns[place], read, labels, asked.damp)
+            order = _chosen(layer, cut.columns[place], read, labels)
             early = np.empty(len(order))
             early[order] = np.arange(len(order), 0, -1)
             found[cut.dimension] += early / len(cut.layers)
@@ -123,7 +123,7 @@ def _reading(asked: Entries) -> Iterator[tuple[Layer, _Read]]:
 
 
 def _chosen(
-    layer: Layer, columns: np.ndarray, read: _Read, labels: np.ndarray, damp: float
+    layer: Layer, columns: np.ndarray, read: _Read, labels: np.ndarray
 ) -> Sequence[int]:
     """Return the entries of columns, (entries, each), in the order in which they are chosen."""
     at = columns.reshape(-1)
@@ -132,7 +132,7 @@ def _chosen(
     pooled = read.pooled[:, at]
     problem = discrimination.LabelledLayer(
         weights,
-        gram + ridge(gram, damp) * np.eye(len(at)),
+        gram + ridge(gram) * np.eye(len(at)),
         pooled,
         labels,
         discrimination.train_head(pooled @ weights.T, labels),

@@ -34,7 +34,6 @@ class Entries(NamedTuple):
     couplings: Couplings
     cuts: Sequence[Cut]
     calibration: Calibration | None
-    damp: float
     seed: int
 
 

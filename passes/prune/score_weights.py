@@ -16,6 +16,8 @@ from tilewright.passes.prune.criteria import leverage
 from tilewright.passes.prune.pseudo_labels import gradients
 from tilewright.segments import Pair
 
+_RIDGE = 0.01  # of the mean energy of inputs
+
 
 class Weights(NamedTuple):
     """Layers whose weights are compared, none of them grouped, in order, and what is known."""
@@ -23,7 +25,6 @@ class Weights(NamedTuple):
     dense: Graph
     layers: Sequence[Layer]
     calibration: Calibration | None
-    damp: float
     seed: int
 
 
@@ -64,14 +65,14 @@ def columns_by_leverage(asked: Weights) -> dict[str, np.ndarray]:
         gram = Gram()
         for x, *_ in pair.columns(layer, asked.dense):
             gram.add(x)
-        scores = leverage(gram.product, ridge(gram.product, asked.damp))
+        scores = leverage(gram.product, ridge(gram.product))
         found[layer.name] = np.tile(np.sqrt(np.maximum(scores, 0)), (layer.outputs, 1))
     return found
 
 
-def ridge(gram: np.ndarray, damp: float) -> float:
-    """Return `damp` times the mean of a Gram matrix's diagonal, or 1 where that is zero."""
-    mean = damp * float(np.mean(np.diag(gram)))
+def ridge(gram: np.ndarray) -> float:
+    """Return `_RIDGE` of the mean of a Gram matrix's diagonal, or 1 where that is zero."""
+    mean = _RIDGE * float(np.mean(np.diag(gram)))
     return mean if mean > 0 else 1.0
 
 

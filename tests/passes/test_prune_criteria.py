@@ -61,7 +61,7 @@ def hidden(graph: Graph, calibration: Calibration) -> np.ndarray:
 def entries(graph: Graph, calibration: Calibration | None) -> Entries:
     couplings = Couplings(graph)
     found = removable(graph, couplings, ends=True, smallest=0, skip=())
-    return Entries(graph, couplings, found.cuts, calibration, 0.01, 0)
+    return Entries(graph, couplings, found.cuts, calibration, 0)
 
 
 @cache

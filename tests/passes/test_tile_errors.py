@@ -29,7 +29,7 @@ def test_errors_are_those_of_plans_for_one_layer_each() -> None:
     calibration = Calibration.from_arrays({"x": normal(60, 12, seed=4)}, graph.inputs)
     fitted, held = calibration.held_out(4)
     dense = graph.edit().sorted()
-    errors = TileErrors(dense, fitted, held, damp=0.1, seed=0)
+    errors = TileErrors(dense, fitted, held, damp=0.05, seed=0)
     answers = Answers(dense, held)
     # c and d read one tensor, gathered once for both.
     for node in graph.nodes:
