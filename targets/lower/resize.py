@@ -11,6 +11,10 @@ from tilewright.targets.kernels.lookup import ResizeKernel
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.regions import Region
 
+# Coordinates are float32, so the middle between two pixels may come out a little off.
+# onnxruntime takes for the middle what is so near, since its issue 28291.
+_TIE = 1e-6
+
 
 def lower_resize(lowering: Lowering, region: Region) -> None:
     """Lower Resize of the last two axes: nearest or linear."""
@@ -30,7 +34,7 @@ def lower_resize(lowering: Lowering, region: Region) -> None:
     old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "simple"}
     attrs = node.attrs if lowering.graph.opset > 10 else {**node.attrs, **old}
     tables = [
-        _resize_table(attrs, scales[a], window.shape[a], shape[a]) for a in (rank - 2, rank - 1)
+        resize_table(attrs, scales[a], window.shape[a], shape[a]) for a in (rank - 2, rank - 1)
     ]
     target = lowering.program.tensor(node.outputs[0].name, shape, "float32")
     name = node.name
@@ -67,10 +71,13 @@ def _scales(
     return scales
 
 
-def _resize_table(
+def resize_table(
     attrs: Mapping[str, Any], scale: np.float32, extent: int, out: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return source places (out, taps) and their shares, as the ONNX Resize formulas say."""
+    """Return source places (out, taps) and their shares, as the ONNX Resize formulas say.
+
+    Raises NotLowered for a coordinate transformation mode that is not known here.
+    """
     how = attrs.get("coordinate_transformation_mode", "half_pixel")
     x = np.arange(out, dtype=np.float32)
     if how == "asymmetric":
@@ -87,12 +94,14 @@ def _resize_table(
         ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "floor": np.floor,
             "ceil": np.ceil,
-            "round_prefer_floor": lambda v: np.ceil(v - 0.5),
-            "round_prefer_ceil": lambda v: np.floor(v + 0.5),
+            "round_prefer_floor": lambda v: np.ceil(v - 0.5 - _TIE),
+            "round_prefer_ceil": lambda v: np.floor(v + 0.5 + _TIE),
             # onnxruntime's reading of opset 10, which does not say.
             "simple": np.ceil if scale < 1 else np.floor,
         }
         rounding = ways[attrs.get("nearest_mode", "round_prefer_floor")]
+        # In float64, for among float32 places from 16 on the tie is less than half a step.
+        at = at.astype(np.float64)
         places = np.clip(rounding(at), 0, extent - 1).astype(np.int32)
         return places[:, None], np.ones((out, 1), np.float32)
     low = np.floor(at)
