@@ -8,8 +8,9 @@ import onnx_graphsurgeon as gs
 import torch
 from torch.nn import functional
 
-from tilewright.autograd_reading import NotCovered, Step, Tensor, innermost_first
+from tilewright.autograd_reading import NotCovered, Step, Tensor
 from tilewright.graph import is_constant, static_shape
+from tilewright.padding import pads_of
 
 
 def conv(node: gs.Node) -> Step:
@@ -60,23 +61,12 @@ class _Window:
         self.strides = [int(s) for s in node.attrs.get("strides") or [1] * axes]
         self.dilations = [int(d) for d in node.attrs.get("dilations") or [1] * axes]
         self._extents = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilations, strict=True)]
-        self._auto = node.attrs.get("auto_pad", "NOTSET")
-        self._pads = [int(p) for p in node.attrs.get("pads") or [0] * (2 * axes)]
+        self._node = node
 
     def pads(self, x: Tensor) -> list[int]:
-        """Return the padding of an input as torch has it."""
-        if self._auto == "NOTSET":
-            return innermost_first(self._pads)
-        if self._auto == "VALID":
-            return [0] * len(self._pads)
-        sizes = x.shape[-len(self.strides) :]
-        totals = [
-            max((-(-size // s) - 1) * s + e - size, 0)
-            for size, s, e in zip(sizes, self.strides, self._extents, strict=True)
-        ]
-        less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
-        upper = self._auto == "SAME_UPPER"
-        return innermost_first([*less, *more] if upper else [*more, *less])
+        """Return the padding of an input as torch has it: pairs, last axis first."""
+        pads = pads_of(self._node, x.shape[-len(self.strides) :], self._extents)
+        return [p for pair in reversed(pads) for p in pair]
 
 
 def max_pool(node: gs.Node) -> Step:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import static_shape
+from tilewright.padding import pads_of
 from tilewright.targets.kernels.blocks import Strides
 from tilewright.targets.kernels.planes import PadKernel, PlaneShape
 from tilewright.targets.kernels.tail import Tail
@@ -81,7 +82,8 @@ def plane_shape(node: gs.Node) -> PlaneShape | None:
         kernel = list(node.attrs["kernel_shape"])
     stride = list(node.attrs.get("strides", [1] * rank))
     dilation = list(node.attrs.get("dilations", [1] * rank))
-    before = pads_before(node, shape[2:], out[2:], kernel, stride, dilation)
+    extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    before = [pads[0] for pads in pads_of(node, shape[2:], extents)]
     one_place = all(k == 1 and s == 1 for k, s in zip(kernel, stride, strict=True))
     if one_place and not any(before) and shape[2:] == out[2:]:
         return None
@@ -97,27 +99,6 @@ def plane_shape(node: gs.Node) -> PlaneShape | None:
         stride=_pair(lead + stride),
         dilation=_pair(lead + dilation),
     )
-
-
-def pads_before(
-    node: gs.Node,
-    extents: Sequence[int],
-    out: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    """Return the padding before each spatial axis, resolving auto_pad."""
-    auto = node.attrs.get("auto_pad", "NOTSET")
-    if auto in ("NOTSET", ""):
-        return list(node.attrs.get("pads", [0] * (2 * len(extents))))[: len(extents)]
-    if auto == "VALID":
-        return [0] * len(extents)
-    before = []
-    for n, o, k, s, d in zip(extents, out, kernel, stride, dilation, strict=True):
-        total = max(0, (o - 1) * s + (k - 1) * d + 1 - n)
-        before.append(total // 2 if auto == "SAME_UPPER" else -(-total // 2))
-    return before
 
 
 def _lower_planes(
