@@ -1,6 +1,6 @@
 """Which entries go in each cut, in view of what all its layers read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.joint import Problem, cheapest_entries, reading
+from tilewright.passes.prune.probe import changed
 from tilewright.passes.prune.refit import Fit, fit, seen_by, settle
 from tilewright.passes.prune.removable import Cut
 from tilewright.segments import Pair
@@ -68,6 +69,26 @@ def zero_without(layer: Layer, gone: Sequence[np.ndarray]) -> None:
     for columns in gone:
         matrix[:, columns] = 0
     layer.replace(matrix)
+
+
+def without_columns(
+    dense: Graph, gone: Gone, fit_of: Callable[[str], Fit | None]
+) -> dict[str, np.ndarray]:
+    """Return the constants that are others once layers have lost columns.
+
+    Layers are refitted to what `fit_of` says of them by name, where it says something.
+    """
+    graph = dense.edit()
+    uses = use_counts(graph)
+    for layer in linear_layers(graph):
+        if layer.name not in gone:
+            continue
+        its = fit_of(layer.name)
+        if its is None:
+            zero_without(layer, gone[layer.name])
+        else:
+            refit_without(layer, its, uses, gone[layer.name])
+    return changed(dense, graph)
 
 
 def readers(graph: Graph, cuts: Sequence[Cut]) -> list[Layer]:

@@ -1,9 +1,9 @@
 """The question that allocators answer, and what running the network can find out for it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from tilewright.calibration import Calibration
 from tilewright.graph import Graph
 from tilewright.passes.prune import allocate
 from tilewright.passes.prune.allocate import Place
+from tilewright.passes.prune.choose_entries import without_columns
 from tilewright.passes.prune.probe import Constants, Probe
+from tilewright.passes.prune.refit import Fit
 from tilewright.passes.prune.set_aside import Aside
 from tilewright.protocol import Report
 
@@ -19,11 +21,15 @@ from tilewright.protocol import Report
 class Removal(NamedTuple):
     """A place, and what the network's constants are without its first so many entries.
 
-    `without` starts from the dense network; other places' constants are others.
+    `without` starts from the dense network. Where other places' entries are read by the same
+    layers, through a Concat, `columns` are those of each layer's matrix that go with each
+    entry, in order, and `fits` what the layers are refitted to, if they are; both by name.
     """
 
     place: Place
     without: Callable[[int], Constants]
+    columns: Mapping[str, np.ndarray] = {}
+    fits: Mapping[str, Fit] = {}
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,11 @@ class Question:
         """What the answers are off with so many entries gone from all places at once.
 
         The numbers are 0 and `counts_of` each place. What the places are then is found out at
-        once and kept in a file, so that no more than one place's statistics are in memory.
+        once and kept in a file, so that no more than one place's statistics are in memory; a
+        layer that several places take from is refitted anew without what all of them take.
         """
-        solved = Aside(self._alternatives())
+        takers = self._takers()
+        solved = Aside(self._alternatives(takers))
         asked: dict[tuple[int, ...], float] = {}
 
         def of(removed: Sequence[int]) -> float:
@@ -88,6 +96,14 @@ class Question:
                 changes: dict[str, np.ndarray] = {}
                 for place in enumerate(key):
                     changes |= solved.read(place) if place[1] else {}
+                # What one place alone leaves of a layer still reads what another takes.
+                gone = {
+                    name: [solved.read((name, place))[: key[place]] for place in places]
+                    for name, places in takers.items()
+                    if sum(key[place] > 0 for place in places) > 1
+                }
+                if gone:
+                    changes |= without_columns(self.dense, gone, solved.read)
                 asked[key] = self.probe.error_with(changes)
                 self.report(
                     f"{len(asked)} ways to share tried, the last is {asked[key]:.4f} off"
@@ -96,13 +112,33 @@ class Question:
 
         return of
 
-    def _alternatives(self) -> Iterator[tuple[tuple[int, int], Constants]]:
-        """Yield what each place is without each of its counts, by place and count."""
+    def _takers(self) -> dict[str, list[int]]:
+        """Return the layers, by name, that more than one place takes from, and which do."""
+        takers: dict[str, list[int]] = {}
+        for index, place in enumerate(self.places):
+            for name in place.layers:
+                takers.setdefault(name, []).append(index)
+        return {name: places for name, places in takers.items() if len(places) > 1}
+
+    def _alternatives(self, takers: Container[str]) -> Iterator[tuple[Hashable, Any]]:
+        """Yield what each place is without each of its counts, by place and count.
+
+        And of layers that several take from: by layer and place the columns that go with each
+        entry, and by layer what it is refitted to, or None.
+        """
         indices = {id(place): index for index, place in enumerate(self.places)}
-        for done, (place, without) in enumerate(self.removals(), 1):
+        fitted = set()
+        for done, removal in enumerate(self.removals(), 1):
+            place, index = removal.place, indices[id(removal.place)]
             self.report(f"pruning {place.name} alone ({done} of {len(self.places)})")
             for count in allocate.counts_of(place):
-                yield (indices[id(place)], count), without(count)
+                yield (index, count), removal.without(count)
+            for name, columns in removal.columns.items():
+                if name in takers:
+                    yield (name, index), columns
+                    if name not in fitted:
+                        yield name, removal.fits.get(name)
+                    fitted.add(name)
 
     def agreement(self, removed: Sequence[int]) -> float:
         """Return 1 - the error of the answers, relative to how far the dense ones vary."""

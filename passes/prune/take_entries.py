@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from tilewright.calibration import Calibration
 from tilewright.dimensions import Dimension
 from tilewright.graph import Graph
-from tilewright.layers import linear_layers
 from tilewright.passes.prune.allocate import Place
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.choose_entries import (
@@ -18,9 +16,9 @@ from tilewright.passes.prune.choose_entries import (
     fits_of,
     readers,
     refit_without,
+    without_columns,
     zero_without,
 )
-from tilewright.passes.prune.probe import changed
 from tilewright.passes.prune.question import Removal
 from tilewright.passes.prune.refit import Fit, fit, seen_by
 from tilewright.passes.prune.removable import Cut
@@ -53,18 +51,15 @@ class Taking:
         """Yield what the constants are without entries of each dimension alone."""
         if calibration is None or not self._walks(cuts):
             for cut in cuts:
-                without = partial(self._bare, cut, self.orders[cut.dimension])
-                yield Removal(places[cut.dimension], without)
+                yield self._removal(cut, places[cut.dimension], self.orders[cut.dimension], {})
             return
         for cut, fits in fits_of(self.dense, cuts, calibration, self.damp, self.seed):
             place = places[cut.dimension]
             order = self.orders.get(cut.dimension)
             if order is None:
                 order = cheapest_of(cut, fits, {}, place.most)
-            if self.refit:
-                yield Removal(place, partial(self._refitted, cut, fits, order))
-            else:
-                yield Removal(place, partial(self._bare, cut, order))
+            named = {its.name: each for its, each in zip(cut.layers, fits, strict=True)}
+            yield self._removal(cut, place, order, named if self.refit else {})
 
     def taken(
         self,
@@ -115,19 +110,14 @@ class Taking:
         """Say whether layers must be looked at on examples, to search or to refit."""
         return self.refit or any(cut.dimension not in self.orders for cut in cuts)
 
-    def _refitted(
-        self, cut: Cut, fits: Sequence[Fit], order: np.ndarray, count: int
-    ) -> dict[str, np.ndarray]:
-        graph = self.dense.edit()
-        uses = use_counts(graph)
-        mine = {layer.name: layer for layer in linear_layers(graph)}
-        for layer, columns, its in zip(cut.layers, cut.columns, fits, strict=True):
-            refit_without(mine[layer.name], its, uses, [columns[order[:count]]])
-        return changed(self.dense, graph)
+    def _removal(
+        self, cut: Cut, place: Place, order: np.ndarray, fits: Mapping[str, Fit]
+    ) -> Removal:
+        layers = zip(cut.layers, cut.columns, strict=True)
+        columns = {layer.name: its[order] for layer, its in layers}
 
-    def _bare(self, cut: Cut, order: np.ndarray, count: int) -> dict[str, np.ndarray]:
-        graph = self.dense.edit()
-        mine = {layer.name: layer for layer in linear_layers(graph)}
-        for layer, columns in zip(cut.layers, cut.columns, strict=True):
-            zero_without(mine[layer.name], [columns[order[:count]]])
-        return changed(self.dense, graph)
+        def without(count: int) -> dict[str, np.ndarray]:
+            gone = {name: [its[:count]] for name, its in columns.items()}
+            return without_columns(self.dense, gone, fits.get)
+
+        return Removal(place, without, columns, fits)

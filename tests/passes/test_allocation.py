@@ -11,6 +11,7 @@ from tests.graphs import context, three_layers
 from tests.passes.test_prune_criteria import DEAD, UNSEEN, classifier, data
 from tests.small_models import normal, small_graph
 from tilewright.calibration import Calibration
+from tilewright.coupling import Couplings
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
@@ -20,6 +21,8 @@ from tilewright.passes.prune.channels import PruneChannels
 from tilewright.passes.prune.criteria import alikeness
 from tilewright.passes.prune.probe import Probe
 from tilewright.passes.prune.question import Question, Removal
+from tilewright.passes.prune.removable import removable
+from tilewright.passes.prune.take_entries import Taking
 from tilewright.passes.prune.tiles import PruneTiles
 from tilewright.protocol import silent
 
@@ -211,3 +214,59 @@ def test_weighing_many_places_holds_the_statistics_of_few_at_once() -> None:
     expected = Probe(graph, tokens()).error_with({"down1": down1, "down2": down2})
     assert question.error(removed) == expected
     assert most <= 2
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_what_two_places_take_from_one_layer_is_gone_at_once(refit: bool) -> None:
+    """The features of both branches are joined, and the last layer alone reads them."""
+    graph = small_graph(
+        """g (float[1,6,8] x) => (float[1,6,5] y) {
+            a = MatMul(x, left)  b = Relu(a)  c = MatMul(x, right)  d = Relu(c)
+            e = Concat <axis = 2> (b, d)  y = MatMul(e, out)
+        }""",
+        left=normal(8, 6),
+        right=normal(8, 4, seed=1),
+        out=normal(10, 5, seed=2),
+    )
+    couplings = Couplings(graph)
+    cuts = removable(graph, couplings, ends=True, smallest=0, skip=()).cuts
+    sizes = [cut.dimension.size for cut in cuts]
+    assert sorted(sizes) == [4, 6]
+    assert [cut.names for cut in cuts] == [named(graph)["out"]] * 2
+    places = {
+        cut.dimension: Place(cut.names, size, size - 1, 1, 1.0, layers=(cut.names,))
+        for cut, size in zip(cuts, sizes, strict=True)
+    }
+    orders = {cut.dimension: np.arange(cut.dimension.size) for cut in cuts}
+    taking = Taking(graph, orders, refit, damp=1e-9, seed=0)
+    question = Question(
+        list(places.values()),
+        lambda: taking.removals(cuts, places, tokens()),
+        graph,
+        tokens(),
+        0.5,
+        0.9,
+        silent,
+    )
+
+    weights = graph.constants()
+    x = np.concatenate([feeds["x"][0] for feeds in tokens().feeds()])
+    hidden = np.concatenate(
+        [np.maximum(x @ weights[name], 0) for name in ("left", "right")], axis=1
+    )
+
+    def left(removed: dict[int, int]) -> np.ndarray:
+        """Return the last weights without the first so many of the 6 and of the 4 features."""
+        alive = np.ones(10, dtype=bool)
+        alive[: removed[6]] = alive[6 : 6 + removed[4]] = False
+        out = np.where(alive[:, None], weights["out"], 0)
+        if refit:
+            out[alive] = np.linalg.lstsq(hidden[:, alive], hidden @ weights["out"])[0]
+        return out
+
+    for removed in ([2, 3], [3, 0], [1, 1], [0, 2]):
+        expected = question.probe.error_with(
+            {"out": left(dict(zip(sizes, removed, strict=True)))}
+        )
+        # Float32 weights, and the little damping.
+        assert question.error(removed) == pytest.approx(expected, rel=1e-4)
