@@ -22,9 +22,10 @@ class Heal:
 
     Weights that are zero stay zero. Adam's rate, which is relative to the size of each output's
     weights, rises to `rate` and falls by a cosine, for `epochs` over the calibration samples,
-    `batch` at a time, but for one sample in eight: those judge after each epoch, and the
-    weights that were best are kept: the first epochs, at a high rate, may be worse than none.
-    Interrupted, it goes on from the last epoch when run again.
+    `batch` at a time, but for one sample in eight: after each epoch the answers on those are
+    compared with the dense network's, and the weights whose answers were nearest are kept. The
+    first epochs, at a high rate, may be worse than none. Interrupted, it goes on from the last
+    epoch when run again.
 
     That biases and the scales of normalizations are trained too, that the cosine is that of
     single positions, and the squares, are ours: the paper leaves it open. Needs torch.
@@ -59,4 +60,12 @@ class Heal:
         training = Training(self, pruned, context.dense, calibration, context.seed)
         training.settle()
         checkpoint = checkpoint_of(self, [pruned, context.dense], calibration, context)
-        return Outcome(training.run(checkpoint, context.report))
+        healed = training.run(checkpoint, context.report)
+        if training.best < training.first:
+            return Outcome(healed)
+        reason = (
+            "no epoch brought the answers on the samples held out nearer to the dense ones, "
+            "so the weights are what they were: give more samples, or a lower rate"
+        )
+        context.report(f"heal: {reason}")
+        return Outcome(healed, (Note("heal", reason),))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from tilewright import oracle
+from tilewright.answers import Answers
 from tilewright.autograd import Differentiable, require_torch
 from tilewright.calibration import Calibration
 from tilewright.columns import real_positions
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _HELD_OUT = 8  # one calibration sample of so many says which weights are best
 _WARM_UP = 0.1  # of all steps, in which the rate rises
 _LEAST = 0.01  # of the rate
-_AT_ONCE = 8  # samples that a thread judges together
 _TINY = 1e-20
 _SHORT = 1e-6  # a length, below which a direction says nothing
 
@@ -91,7 +91,9 @@ class Training:
     """The student on its way: weights, optimizer, and the best so far.
 
     The weights of linear layers that are zero stay zero, until `change` says otherwise. There
-    is a best only from `settle` on, when what is zero does not change any more.
+    is a best only from `settle` on, when what is zero does not change any more. Its answers are
+    nearest to the dense network's on the samples held out: `first` and `best` are errors of
+    answers, before all training and of the best.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Training:
         self._student = Differentiable(graph, [*masks, *vectors(graph)])
         self._masks = {n: self._torch.from_numpy(mask) for n, mask in masks.items()}
         fitted, held = calibration.held_out(_HELD_OUT)
-        self._samples, self._judges = list(fitted.feeds()), list(held.feeds())
+        self._samples, self._answers = list(fitted.feeds()), Answers(dense, held)
         weights = self._student.weights
         if not weights:
             raise UnusableInput(
@@ -141,16 +143,12 @@ class Training:
             checkpoint.write(self._state())
         checkpoint.remove()
         assert self._best, "training ended before it was settled what is zero"
-        graph = self._graph.edit()
-        tensors = graph.gs.tensors()
-        for name, values in self._best.items():
-            tensors[name].values = constant(name, values.numpy()).values
-        return graph
+        return self._graph_with(self._best)
 
     def settle(self) -> None:
         """Judge from now on: what is zero stays zero."""
-        self.first = self.best = self._judged()
         self._best = self._copied()
+        self.first = self.best = self._answers.error(self._graph_with(self._best))
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the weights as they are, by name."""
@@ -205,20 +203,23 @@ class Training:
             before(self.epoch * self.steps_per_epoch + index, batch)
             self._step(batch, (self.epoch + start / count) / options.epochs)
             done = min(start + options.batch, count)
-            now = f"; loss {self.first:.5f}, now {self.best:.5f}" if self._best else ""
+            now = f"; error {self.first:.5f}, at best {self.best:.5f}" if self._best else ""
             report(
                 f"{options.name}: epoch {self.epoch + 1} of {options.epochs}, "
                 f"{done} of {count} samples{now}"
             )
         self.epoch += 1
-        if self._best and (loss := self._judged()) < self.best:
-            self.best, self._best = loss, self._copied()
+        if not self._best:
+            return
+        weights = self._copied()
+        if (error := self._answers.error(self._graph_with(weights))) < self.best:
+            self.best, self._best = error, weights
 
     def _state(self) -> dict[str, Any]:
         """Return all that `_resume` needs."""
         return {
             "epoch": self.epoch,
-            "losses": (self.first, self.best),
+            "errors": (self.first, self.best),
             "best": self._best,
             "relative": self._relative,
             "masks": self._masks,
@@ -228,7 +229,7 @@ class Training:
     def _resume(self, state: Mapping[str, Any]) -> None:
         """Go on from what `_state` returned."""
         self.epoch = state["epoch"]
-        (self.first, self.best), self._best = state["losses"], state["best"]
+        (self.first, self.best), self._best = state["errors"], state["best"]
         self._masks = dict(state["masks"])
         with self._torch.no_grad():
             for name, relative in self._relative.items():
@@ -263,16 +264,12 @@ class Training:
             )
         return [sum(gradients) / len(batch) for gradients in zip(*parts, strict=True)]
 
-    def _judged(self) -> float:
-        """Return the mean loss of the samples held out."""
-
-        def one(part: Sequence[Feeds]) -> float:
-            with self._torch.no_grad():
-                return float(self.losses(part).sum())
-
-        with self._one_torch_thread():
-            losses = spread_over_cores(one, _parts(self._judges, _AT_ONCE))
-        return sum(losses) / len(self._judges)
+    def _graph_with(self, weights: "Mapping[str, Tensor]") -> Graph:
+        graph = self._graph.edit()
+        tensors = graph.gs.tensors()
+        for name, values in weights.items():
+            tensors[name].values = constant(name, values.numpy()).values
+        return graph
 
     @contextlib.contextmanager
     def _one_torch_thread(self) -> Iterator[None]:
@@ -308,7 +305,7 @@ def _angles(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
 
 def _squares(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
     energy = aim.square().sum(axis)
-    per_sample = energy.flatten(1).mean(1).reshape(-1, *[1] * (energy.ndim - 1))
+    per_sample = energy.reshape(len(energy), -1).mean(1).reshape(-1, *[1] * (energy.ndim - 1))
     away: Tensor = (found - aim).square().sum(axis) / per_sample.clamp_min(_TINY)
     return away
 
