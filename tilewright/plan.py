@@ -44,6 +44,10 @@ class Plan:
         body = ",\n".join(lines)
         return f'{{"levels": {{\n{body}\n}}}}\n' if lines else '{"levels": {}}\n'
 
+    def items(self, *keys: str) -> list[str]:
+        """Return the items whose level has any of some keys, such as "channels"."""
+        return sorted(item for item, level in self.levels.items() if level.keys() & set(keys))
+
     def write(self, path: Path) -> None:
         """Write the JSON file; equal plans are equal bytes."""
         path.write_text(str(self), encoding="utf-8")

@@ -9,6 +9,12 @@ from tilewright.protocol import Pass, Report, silent
 from tilewright.target import Target
 from tilewright.tools.find_target import parse_pipeline
 
+# The keys of a plan's levels, and the passes that do what they say.
+_FOLLOWERS = {
+    ("channels",): ("prune-channels",),
+    ("sparsity", "tile"): ("prune-tiles", "prune-gradually"),
+}
+
 
 def resolve_pipeline(
     target: Target,
@@ -21,9 +27,10 @@ def resolve_pipeline(
     """Return the passes to run, with `sparsity` written into those that have the option.
 
     Without `text` it is the target's own pipeline, from which passes that prune are dropped
-    where there is neither a sparsity above 0 nor a plan. A sparsity that `text` writes and the
-    flag overrules is reported. What `precision` needs and the passes do not have comes last.
-    Raises UnusableInput where a flag would have no effect.
+    where there is neither a sparsity above 0 nor a plan, and to which prune-channels is added
+    where the plan has channels. A sparsity that `text` writes and the flag overrules is
+    reported. What `precision` needs and the passes do not have comes last.
+    Raises UnusableInput where a flag, or a level of the plan, would have no effect.
     """
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
         # Above 1 it is meant in percent.
@@ -33,6 +40,8 @@ def resolve_pipeline(
             f"not including, 1. Try --sparsity {meant}."
         )
     pipeline = parse_pipeline(target.default_pipeline if text is None else text)
+    if text is None and plan is not None and plan.items("channels"):
+        pipeline = _with_channels(pipeline)
     present = {step.name for step in pipeline.passes}
     wanted = parse_pipeline(target.precisions[precision])
     pipeline = pipeline.then(wanted.only(lambda step: step.name not in present))
@@ -60,6 +69,8 @@ def resolve_pipeline(
             f'--plan: no pass of the pipeline "{pipeline}" reads a plan, so it would have no '
             "effect. Add prune-tiles or prune-channels, or leave the option out."
         )
+    if plan is not None:
+        _check_followed(plan, pipeline)
     return pipeline
 
 
@@ -76,6 +87,31 @@ def reads_plan(step: Pass) -> bool:
     """Say whether a plan, which shares a sparsity out among layers, overrules a pass."""
     options = {option.name for option in pass_options(type(step))}
     return "sparsity" in options and bool(options & {"tile", "allocate"})
+
+
+def _with_channels(pipeline: Pipeline) -> Pipeline:
+    """Put prune-channels, where it is missing, in front of what prunes the layers it leaves."""
+    if any(step.name == "prune-channels" for step in pipeline.passes):
+        return pipeline
+    at = [*map(reads_plan, pipeline.passes), True].index(True)
+    before = Pipeline(pipeline.passes[:at], pipeline.written[:at])
+    behind = Pipeline(pipeline.passes[at:], pipeline.written[at:])
+    return before.then(parse_pipeline("prune-channels")).then(behind)
+
+
+def _check_followed(plan: Plan, pipeline: Pipeline) -> None:
+    """Raise UnusableInput where a plan has levels that no pass of the pipeline follows."""
+    present = {step.name for step in pipeline.passes}
+    unread = [
+        f"{' and '.join(keys)} of {', '.join(items)} (add {' or '.join(followers)})"
+        for keys, followers in _FOLLOWERS.items()
+        if (items := plan.items(*keys)) and not present & set(followers)
+    ]
+    if unread:
+        raise UnusableInput(
+            f'--plan: no pass of the pipeline "{pipeline}" follows what the plan says: '
+            f"{'; '.join(unread)}. Add that to the pipeline, or take it out of the plan."
+        )
 
 
 def _report_overruled(pipeline: Pipeline, sparsity: float, report: Report) -> None:

@@ -141,13 +141,49 @@ def test_a_plan_takes_the_same_channels_again(
     plan = json.loads((tmp_path / "a.tw" / "plan.json").read_text())
     (share,) = plan["levels"].values()
     assert share == {"channels": 0.3125}  # 5 of 16
-    given = ("--pipeline", "prune-channels", "--plan", "a.tw/plan.json")
-    ended = run(*shared, *given, "-o", "b.tw")
-    assert ended.code == 0, ended.err
-    for file in ("model.onnx", "plan.json"):
-        assert (tmp_path / "a.tw" / file).read_bytes() == (
-            tmp_path / "b.tw" / file
-        ).read_bytes()
+    alone = ("--pipeline", "prune-channels")
+    for given in ((), alone):
+        ended = run(*shared, *given, "--plan", "a.tw/plan.json", "-o", "b.tw")
+        assert ended.code == 0, ended.err
+        for file in ("model.onnx", "plan.json"):
+            assert (tmp_path / "a.tw" / file).read_bytes() == (
+                tmp_path / "b.tw" / file
+            ).read_bytes()
+
+
+def test_channels_of_a_plan_go_before_the_tiles_of_what_is_left(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    levels = '{"levels": {"Gemm_2": {"channels": 0.5, "sparsity": 0.5, "tile": "4x1"}}}'
+    (tmp_path / "p.json").write_text(levels)
+    found = run("compile", model, "--target", target, "--plan", "p.json", "--json").json()
+    assert found["pipeline"] == "prune-channels,prune-tiles"
+    layer = found["layers"][1]
+    assert (layer["name"], layer["shape"][:2], layer["density"]) == ("Gemm_2", [4, 8], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "level", "parts"),
+    [
+        ("prune-tiles", {"channels": 0.5}, ("channels of Gemm_2", "prune-channels")),
+        ("prune-channels", {"sparsity": 0.5}, ("of Gemm_2", "prune-tiles or prune-gradually")),
+        ("prune-channels,match-tiles", {"tile": "2:4"}, ("of Gemm_2", "prune-tiles or")),
+        ("", {"channels": 1.5}, ('channels of "Gemm_2" is 1.5, not a number from 0',)),
+        ("", {"channels": "0.25|0|0"}, ("'0.25|0|0', not one share for each", "(16)")),
+    ],
+)
+def test_a_level_that_would_have_no_effect_or_makes_no_sense_is_refused(
+    run: Cli,
+    model: Path,
+    target: str,
+    tmp_path: Path,
+    pipeline: str,
+    level: dict[str, object],
+    parts: tuple[str, ...],
+) -> None:
+    (tmp_path / "p.json").write_text(json.dumps({"levels": {"Gemm_2": level}}))
+    given = ("--plan", "p.json", *(("--pipeline", pipeline) if pipeline else ()))
+    assert_refused(run("compile", model, "--target", target, *given), *parts)
 
 
 def test_the_trace_and_the_report_say_which_channels_went(
