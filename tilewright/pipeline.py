@@ -92,15 +92,18 @@ class Pipeline:
             tuple(step for step, _ in entries), tuple(names for _, names in entries)
         )
 
-    def replace(self, option: str, value: object) -> "Pipeline":
+    def replace(
+        self, option: str, value: object, where: Callable[[Pass], bool] = lambda _: True
+    ) -> "Pipeline":
         """Return the pipeline with an option written into every pass that has it.
 
-        Raises UnusableInput where a pass refuses the value.
+        But for those that `where` says no to. Raises UnusableInput where a pass refuses the
+        value.
         """
         passes, written = [], []
         for step, names in self._entries():
             values = {field.name: getattr(step, field.name) for field, _ in _fields(type(step))}
-            has = option in values
+            has = option in values and where(step)
             passes.append(_construct(type(step), {**values, option: value}) if has else step)
             written.append(names | {option} if has else names)
         return Pipeline(tuple(passes), tuple(written))

@@ -28,9 +28,9 @@ def resolve_pipeline(
 
     Without `text` it is the target's own pipeline, from which passes that prune are dropped
     where there is neither a sparsity above 0 nor a plan, and to which prune-channels is added
-    where the plan has channels. A sparsity that `text` writes and the flag overrules is
-    reported. What `precision` needs and the passes do not have comes last.
-    Raises UnusableInput where a flag, or a level of the plan, would have no effect.
+    where the plan has channels. What `precision` needs and the passes do not have comes last.
+    Raises UnusableInput where a flag, a sparsity in `text` or a level of the plan would have no
+    effect, and where flag and `text` have different sparsities.
     """
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
         # Above 1 it is meant in percent.
@@ -40,6 +40,7 @@ def resolve_pipeline(
             f"not including, 1. Try --sparsity {meant}."
         )
     pipeline = parse_pipeline(target.default_pipeline if text is None else text)
+    _check_written(pipeline, None if text is None else sparsity)
     if text is None and plan is not None and plan.items("channels"):
         pipeline = _with_channels(pipeline)
     present = {step.name for step in pipeline.passes}
@@ -59,9 +60,7 @@ def resolve_pipeline(
                 "that go by a floor or a tolerance, say how much goes, so it would have no "
                 "effect. Leave it out, or them."
             )
-        if text is not None:
-            _report_overruled(pipeline, sparsity, report)
-        pipeline = pipeline.replace("sparsity", sparsity)
+        pipeline = pipeline.replace("sparsity", sparsity, lambda p: not _settles_itself(p))
     if plan is not None and sparsity is not None:
         report(f"--plan overrules --sparsity {sparsity}: it says how much of which layer goes")
     if plan is not None and not any(reads_plan(p) for p in pipeline.passes):
@@ -114,10 +113,22 @@ def _check_followed(plan: Plan, pipeline: Pipeline) -> None:
         )
 
 
-def _report_overruled(pipeline: Pipeline, sparsity: float, report: Report) -> None:
+def _check_written(pipeline: Pipeline, asked: float | None) -> None:
+    """Raise UnusableInput for a sparsity in a pipeline's text that would not hold."""
     for step, written in zip(pipeline.passes, pipeline.written, strict=True):
-        if "sparsity" in written and (found := vars(step)["sparsity"]) != sparsity:
-            report(f"--sparsity {sparsity} overrules {step.name}{{sparsity={found}}}")
+        if "sparsity" not in written:
+            continue
+        found = f"{step.name}{{sparsity={vars(step)['sparsity']}}}"
+        if _settles_itself(step):
+            how = "tile" if _has_pattern(step) else "allocate"
+            raise UnusableInput(
+                f"Pipeline: {found} would have no effect, for {how}={vars(step)[how]} says how "
+                "much goes. Leave one of them out."
+            )
+        if asked is not None and vars(step)["sparsity"] != asked:
+            raise UnusableInput(
+                f"--sparsity {asked} and the pipeline's {found} are different. Give one."
+            )
 
 
 def _settles_itself(step: Pass) -> bool:
@@ -127,7 +138,11 @@ def _settles_itself(step: Pass) -> bool:
     options = vars(step)
     allocator = ALLOCATORS.get(str(options.get("allocate", "")))
     by_itself = allocator is not None and "sparsity" not in allocator.reads
-    return by_itself or ":" in str(options.get("tile", ""))
+    return by_itself or _has_pattern(step)
+
+
+def _has_pattern(step: Pass) -> bool:
+    return ":" in str(vars(step).get("tile", ""))
 
 
 def _prunes(step: Pass) -> bool:

@@ -151,14 +151,11 @@ def allocators_of(step: Pass) -> list[str]:
 
 
 def check_read(step: Pass) -> None:
-    """Raise UnusableInput for an option that is not its default and that no one reads.
-
-    A sparsity is let pass: what is asked of a whole pipeline is written into all its passes.
-    """
+    """Raise UnusableInput for an option that is not its default and that no one reads."""
     how = vars(step)["allocate"]
     for option, value in vars(step).items():
         readers = [name for name, known in ALLOCATORS.items() if option in known.reads]
-        if option == "sparsity" or not readers or how in readers:
+        if not readers or how in readers:
             continue
         if value != getattr(type(step), option):
             raise UnusableInput(

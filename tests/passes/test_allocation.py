@@ -98,8 +98,7 @@ def test_without_a_stream_there_are_no_blocks() -> None:
 def test_tolerance_takes_what_two_rankings_agree_is_worth_nothing() -> None:
     """By both the least is what nothing reads: no share of that matters."""
     step = PruneChannels(
-        0.5,
-        "magnitude",
+        criterion="magnitude",
         allocate="tolerance",
         alpha=0.0,
         rankings=("magnitude", "leverage"),
@@ -112,8 +111,7 @@ def test_tolerance_takes_what_two_rankings_agree_is_worth_nothing() -> None:
     assert classifier().constants()["b1"][UNSEEN] not in kept
     assert len(kept) == 4
     everything = PruneChannels(
-        0.5,
-        "leverage",
+        criterion="leverage",
         allocate="tolerance",
         alpha=1.0,
         rankings=("magnitude", "leverage"),
@@ -153,6 +151,7 @@ def test_tolerance_ranks_channels_not_tiles() -> None:
         (PruneChannels, {"floor": 0.9, "allocate": "global"}, "with allocate=global"),
         (PruneChannels, {"alpha": 0.1}, "alpha is read by allocate=tolerance alone"),
         (PruneChannels, {"rankings": ("l2", "magnitude")}, "with allocate=uniform"),
+        (PruneChannels, {"sparsity": 0.5, "allocate": "tolerance"}, "sparsity is read by"),
     ],
 )
 def test_an_option_that_the_allocator_does_not_read_is_refused(

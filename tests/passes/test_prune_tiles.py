@@ -80,9 +80,11 @@ def test_an_allocator_saves_its_share_of_the_multiplications(how: str) -> None:
     assert abs(zeros - 0.5 * whole) <= 80
 
 
-@pytest.mark.parametrize("how", ["prioritized", "sensitivity"])
-def test_answers_agree_to_the_floor_whatever_is_asked_for(how: str) -> None:
-    step = PruneTiles(0.9, allocate=how, floor=0.95, ends=True, smallest=0)
+@pytest.mark.parametrize(
+    "how", [{"allocate": "prioritized", "sparsity": 0.9}, {"allocate": "sensitivity"}]
+)
+def test_answers_agree_to_the_floor_whatever_is_asked_for(how: dict[str, Any]) -> None:
+    step = PruneTiles(**how, floor=0.95, ends=True, smallest=0)
     pruned = prune(step, calibration=calibration())
     assert any((layer.matrix() == 0).any() for layer in linear_layers(pruned))
     # Seen on other samples than those that held the floor, and refitted on more.

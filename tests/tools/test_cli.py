@@ -205,14 +205,31 @@ def test_without_sparsity_nothing_is_pruned(run: Cli, model: Path, target: str) 
     assert zero.json()["pipeline"] == ""
 
 
-def test_a_flag_that_overrules_and_threads_without_cores_are_told(
+def test_a_flag_overrules_the_sparsity_of_the_targets_own_pipeline(
+    run: Cli, model: Path, tmp_path: Path
+) -> None:
+    target = write_target(tmp_path, pipeline="prune-tiles{sparsity=0.4}")
+    ended = run("compile", model, "--target", target, "--sparsity", "0.6", "--json")
+    assert ended.json()["pipeline"] == "prune-tiles{sparsity=0.6}"
+
+
+def test_threads_without_cores_are_told(run: Cli, model: Path, target: str) -> None:
+    ended = run("compile", model, "--target", target, "--threads", 5000)
+    assert ended.code == 0, ended.err
+    assert f"taking {len(os.sched_getaffinity(0))}\n" in ended.err
+
+
+def test_the_pipeline_that_was_printed_can_be_given_again(
     run: Cli, model: Path, target: str
 ) -> None:
-    options = ("--pipeline", "prune-tiles{sparsity=0.4}", "--sparsity", "0.6")
-    ended = run("compile", model, "--target", target, *options, "--threads", 5000)
-    assert ended.code == 0, ended.err
-    assert "--sparsity 0.6 overrules prune-tiles{sparsity=0.4}\n" in ended.err
-    assert f"taking {len(os.sched_getaffinity(0))}\n" in ended.err
+    """A sparsity for all passes is not written into those that do not go by it."""
+    spec = ("--pipeline", "prune-tiles{tile=2:4},prune-weights", "--sparsity", "0.6")
+    shared = ("compile", model, "--target", target, "--json")
+    printed = run(*shared, *spec).json()["pipeline"]
+    assert printed == "prune-tiles{tile=2:4},prune-weights{sparsity=0.6}"
+    assert run(*shared, "--pipeline", printed).json()["pipeline"] == printed
+    same = ("--pipeline", printed, "--sparsity", "0.6")
+    assert run(*shared, *same).json()["pipeline"] == printed
 
 
 def test_run_verify_and_bench_take_the_artifact(
@@ -386,6 +403,18 @@ def test_a_model_that_cannot_be_used_is_one_message(
         (
             ("--pipeline", "prune-channels{allocate=tolerance}", "--sparsity", "0.6"),
             "say how much goes",
+        ),
+        (
+            ("--pipeline", "prune-tiles{tile=2:4,sparsity=0.8}"),
+            "prune-tiles{sparsity=0.8} would have no effect, for tile=2:4 says how much goes",
+        ),
+        (
+            ("--pipeline", "prune-channels{allocate=tolerance,sparsity=0.3}"),
+            "{sparsity=0.3} would have no effect, for allocate=tolerance says",
+        ),
+        (
+            ("--pipeline", "prune-tiles{sparsity=0.6}", "--sparsity", "0.5"),
+            "--sparsity 0.5 and the pipeline's prune-tiles{sparsity=0.6} are different",
         ),
         (("--plan", "none.json"), 'Plan "none.json" cannot be read'),
         (("--dim", "x"), "--dim x: write NAME=N"),
