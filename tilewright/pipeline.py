@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from tilewright.errors import PassFailed, TilewrightError, UnknownName, UnusableInput
 from tilewright.graph import Graph
-from tilewright.protocol import Context, Note, Pass
+from tilewright.protocol import Checked, Context, Note, Pass
 from tilewright.removed import removed
 from tilewright.reproduce import write_reproduction
 from tilewright.trace import Step, Trace, changes, lost_weights, survey
@@ -118,13 +118,17 @@ class Pipeline:
     ) -> Run:
         """Run the passes and return the last one's graph.
 
-        Between passes: needed facts are checked, claimed ones proved, the graph goes through
-        onnx.checker, its inputs and outputs must be the same, and where a pass promises to
-        keep the answers, onnxruntime says whether it did.
+        What passes lack (`Checked`) is said before the first one runs. Between passes: needed
+        facts are checked, claimed ones proved, the graph goes through onnx.checker, its inputs
+        and outputs must be the same, and where a pass promises to keep the answers,
+        onnxruntime says whether it did.
 
         Raises UnusableInput where a pass cannot work on this model, and PassFailed where one
         breaks a promise; the folder that reruns it is written into `reproductions`.
         """
+        for index, step in enumerate(self.passes):
+            if isinstance(step, Checked):
+                step.check(dataclasses.replace(context, behind=self.passes[index + 1 :]))
         verifier = Verifier(graph, context)
         steps: list[Step] = []
         notes: dict[str, tuple[Note, ...]] = {}

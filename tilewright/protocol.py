@@ -78,6 +78,15 @@ class Pass(Protocol):
         ...
 
 
+@runtime_checkable
+class Checked(Protocol):
+    """A pass that lacks something now and then, and knows so before any other has run."""
+
+    def check(self, context: Context, /) -> None:
+        """Raise UnusableInput where data or packages are missing that it needs."""
+        ...
+
+
 class LayerDecision(NamedTuple):
     """How one linear layer runs on the device, and why.
 

@@ -47,6 +47,10 @@ class Heal:
         """Raise UnusableInput where an option makes no sense."""
         check_options(self)
 
+    def check(self, context: Context, /) -> None:
+        """Raise UnusableInput without calibration data or torch."""
+        examples(self, context)
+
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Return the graph with the weights that were best on the samples held out.
 

@@ -82,6 +82,10 @@ class PruneGradually:
         if self.tile:
             parsed(self, "tile", Tile.parse, 'outputs x inputs, such as "4x1"')
 
+    def check(self, context: Context, /) -> None:
+        """Raise UnusableInput without calibration data or torch."""
+        examples(self, context)
+
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Prune every admissible layer.
 

@@ -31,7 +31,13 @@ from tilewright.passes.prune.question import Removal
 from tilewright.passes.prune.rank_entries import ranked
 from tilewright.passes.prune.removable import Cut, planned_cuts, removable, stays
 from tilewright.passes.prune.score_entries import Entries
-from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of, without_data
+from tilewright.passes.prune.scoring import (
+    OBS,
+    check_classes,
+    check_criterion,
+    criteria_of,
+    without_data,
+)
 from tilewright.passes.prune.take_entries import Orders, Taking
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.threads import one_blas_thread
@@ -105,14 +111,22 @@ class PruneChannels:
             raise unusable(self, "multiple", "a whole number from 1 on")
         check_positive(self, "damp")
 
+    def check(self, context: Context, /) -> None:
+        """Raise UnusableInput where criteria or allocator have not what they need."""
+        if context.plan is None:
+            check_allocation(self, context)
+        for each in self._criteria(context):
+            check_criterion(self.name, each, context)
+
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
         """Remove what every cut takes.
 
-        Raises UnusableInput where criterion or allocator have not what they need, and where a
-        plan asks for what cannot be.
+        Raises UnusableInput as `check`, and where a plan asks for what cannot be or a criterion
+        for classes that are none.
         """
-        if context.plan is None:
-            check_allocation(self, context)
+        self.check(context)
+        for each in self._criteria(context):
+            check_classes(self.name, each, graph)
         dense = graph.edit().sorted()
         pruned = dense.edit()
         couplings = Couplings(pruned)
@@ -130,9 +144,6 @@ class PruneChannels:
         criterion, warnings = without_data(self.name, self.criterion, names, context)
         notes += warnings
         calibration = context.calibration
-        ranks = self.allocate == TOLERANCE and context.plan is None
-        for each in (criterion, *(self.rankings if ranks else ())):
-            check_criterion(self.name, each, dense, calibration)
         asked = Entries(dense, couplings, cuts, calibration, context.seed)
         with one_blas_thread():
             if self.allocate != UNIFORM and context.plan is None and cuts:
@@ -150,6 +161,10 @@ class PruneChannels:
             for dimension, entries in gone.items()
         }
         return Outcome(couplings.select(kept) if kept else pruned, tuple(notes))
+
+    def _criteria(self, context: Context) -> tuple[str, ...]:
+        ranks = self.allocate == TOLERANCE and context.plan is None
+        return (self.criterion, *(self.rankings if ranks else ()))
 
     def _left(self, size: int) -> int:
         left = max(1, round((1 - self.sparsity) * size))

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tilewright.autograd import require_torch
-from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.passes.prune.pseudo_labels import class_scores
@@ -105,23 +104,28 @@ def without_data(
     return "magnitude", [Note(layer, reason) for layer in layers]
 
 
-def check_criterion(
-    name: str, criterion: str, graph: Graph, calibration: Calibration | None
-) -> None:
-    """Raise UnusableInput where a criterion has not what it needs: data, torch, or classes."""
+def check_criterion(name: str, criterion: str, context: Context) -> None:
+    """Raise UnusableInput where a criterion has not the data or torch that it needs.
+
+    "obs" goes without (`without_data`).
+    """
     needs = CRITERIA[criterion].needs
     asked = f"{name}: criterion={criterion}"
-    if "examples" in needs and calibration is None:
+    if "examples" in needs and context.calibration is None and criterion != OBS:
         raise UnusableInput(
             f"{asked} looks at what the network does on example inputs, and there are none. "
             "Give --calibration FILE.npz, or choose criterion=magnitude."
         )
     if "gradients" in needs:
         require_torch(asked)
-    if "classes" in needs and class_scores(graph) is None:
+
+
+def check_classes(name: str, criterion: str, graph: Graph) -> None:
+    """Raise UnusableInput where a criterion compares classes, and a network has none."""
+    if "classes" in CRITERIA[criterion].needs and class_scores(graph) is None:
         outputs = ", ".join(f'"{t.name}" {t.shape}' for t in graph.outputs)
         raise UnusableInput(
-            f"{asked} compares classes, and no output has the form of class scores: (1, "
-            f"classes), written by a linear layer. The model's are {outputs}. Choose obs, "
-            "taylor or leverage."
+            f"{name}: criterion={criterion} compares classes, and no output has the form of "
+            "class scores: (1, classes), written by a linear layer. The model's are "
+            f"{outputs}. Choose obs, taylor or leverage."
         )

@@ -29,7 +29,13 @@ from tilewright.passes.prune.choose_tiles import Choice, drop_smallest
 from tilewright.passes.prune.layouts import layouts_of
 from tilewright.passes.prune.question import Removal
 from tilewright.passes.prune.score_weights import SCORES, Weights
-from tilewright.passes.prune.scoring import OBS, check_criterion, criteria_of, without_data
+from tilewright.passes.prune.scoring import (
+    OBS,
+    check_classes,
+    check_criterion,
+    criteria_of,
+    without_data,
+)
 from tilewright.passes.prune.take_tiles import TakingTiles, place_of
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.threads import one_blas_thread
@@ -107,19 +113,24 @@ class PruneTiles:
                     wanted = f'"uniform" with tile={self.tile}, which leaves nothing to share'
                     raise unusable(self, option, wanted)
 
-    def __call__(self, graph: Graph, context: Context, /) -> Outcome:
-        """Prune every admissible layer.
-
-        Raises UnusableInput where criterion or allocator have not what they need, or
-        rows="global" nothing to tell rows apart by.
-        """
+    def check(self, context: Context, /) -> None:
+        """Raise UnusableInput where criterion, allocator or `rows` have not what they need."""
         if context.plan is None:
             check_allocation(self, context)
+        check_criterion(self.name, self.criterion, context)
         if self.rows == "global" and (context.calibration is None or self.criterion != OBS):
             raise UnusableInput(
                 "prune-tiles: rows=global compares what tiles do to a layer's outputs: "
                 "it needs criterion=obs and example inputs. Give --calibration FILE.npz."
             )
+
+    def __call__(self, graph: Graph, context: Context, /) -> Outcome:
+        """Prune every admissible layer.
+
+        Raises UnusableInput as `check`, and where a criterion asks for classes that are none.
+        """
+        self.check(context)
+        check_classes(self.name, self.criterion, graph)
         dense = graph.edit().sorted()
         pruned = dense.edit()
         choices, notes = layouts_of(
@@ -137,7 +148,6 @@ class PruneTiles:
         layers = [layer for layer in linear_layers(pruned) if layer.name in choices]
         names = [layer.name for layer in layers]
         criterion, warnings = without_data(self.name, self.criterion, names, context)
-        check_criterion(self.name, criterion, dense, context.calibration)
         for layer in layers:
             if layer.groups > 1:
                 drop_smallest(layer, layer.matrix(), choices[layer.name])

@@ -87,6 +87,24 @@ class Boast:
         return Outcome(graph)
 
 
+@dataclass(frozen=True)
+class Lacking:
+    """Always lack something."""
+
+    name: ClassVar[str] = "lacking"
+    source: ClassVar[str] = ""
+    needs: ClassVar[frozenset[Fact]] = NO_FACTS
+    gives: ClassVar[frozenset[Fact]] = NO_FACTS
+    takes: ClassVar[frozenset[Fact]] = NO_FACTS
+    keeps_outputs: ClassVar[bool] = True
+
+    def check(self, context: Context, /) -> None:
+        raise UnusableInput(f"lacking: {len(context.behind)} pass behind it")
+
+    def __call__(self, graph: Graph, context: Context, /) -> Outcome:
+        return Outcome(graph)
+
+
 REGISTRY = {cls.name: f"{__name__}:{cls.__name__}" for cls in (Scale, Rename, Boast)}
 
 
@@ -248,6 +266,14 @@ def test_a_fact_that_is_claimed_and_not_true_fails(tmp_path: Path) -> None:
         PassFailed, match="should have no-identities, but Identity_0 only renames"
     ):
         run("boast", small_graph(text), tmp_path)
+
+
+def test_what_a_later_pass_lacks_is_said_before_the_first_one_runs() -> None:
+    ran: list[str] = []
+    context = Context(CPU, report=ran.append)
+    with pytest.raises(UnusableInput, match="lacking: 1 pass behind it"):
+        Pipeline((Scale(), Lacking(), Boast())).run(small_graph(TEXT, w=normal(4, 3)), context)
+    assert ran == []
 
 
 def test_a_fact_that_a_pass_needs_is_the_users_to_mend(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Criteria by name: what each looks at, what goes by it, and what it asks for."""
 
+import dataclasses
 import sys
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from tilewright.coupling import Couplings
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
+from tilewright.passes import PASSES
 from tilewright.passes.prune import criteria, rank_entries, score_weights
 from tilewright.passes.prune.channels import PruneChannels
 from tilewright.passes.prune.pseudo_labels import class_scores
@@ -24,6 +26,7 @@ from tilewright.passes.prune.removable import removable
 from tilewright.passes.prune.score_entries import Entries
 from tilewright.passes.prune.scoring import CRITERIA, criteria_of
 from tilewright.passes.prune.tiles import PruneTiles
+from tilewright.pipeline import Pipeline
 
 UNSEEN, DEAD, SMALL = 2, 1, 3  # channels: nothing reads it; never fires; a small filter
 
@@ -281,6 +284,27 @@ def test_without_torch_taylor_says_what_to_install(
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UnusableInput, match=r"criterion=taylor needs gradients.*pip install"):
         step(criterion="taylor", ends=True)(classifier(), context(data()))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "heal",
+        "prune-gradually{ends=true,smallest=0}",
+        "prune-channels{criterion=taylor}",
+        "prune-channels{allocate=tolerance}",
+    ],
+)
+def test_torch_is_missed_before_the_first_pass_runs(
+    steps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    said: list[str] = []
+    pipeline = Pipeline.parse(f"prune-tiles{{ends=true,smallest=0}},{steps}", PASSES)
+    known = dataclasses.replace(context(data()), report=said.append)
+    with pytest.raises(UnusableInput, match="torch, which computes them, is not installed"):
+        pipeline.run(classifier(), known)
+    assert said == []
 
 
 @pytest.mark.parametrize("criterion", ["utilization", "discrimination"])
