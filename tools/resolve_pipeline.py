@@ -9,11 +9,9 @@ from tilewright.protocol import Pass, Report, silent
 from tilewright.target import Target
 from tilewright.tools.find_target import parse_pipeline
 
+_PRUNE_TILES = ("prune-tiles", "prune-gradually")
 # The keys of a plan's levels, and the passes that do what they say.
-_FOLLOWERS = {
-    ("channels",): ("prune-channels",),
-    ("sparsity", "tile"): ("prune-tiles", "prune-gradually"),
-}
+_FOLLOWERS = {("channels",): ("prune-channels",), ("sparsity", "tile"): _PRUNE_TILES}
 
 
 def resolve_pipeline(
@@ -29,8 +27,8 @@ def resolve_pipeline(
     Without `text` it is the target's own pipeline, from which passes that prune are dropped
     where there is neither a sparsity above 0 nor a plan, and to which prune-channels is added
     where the plan has channels. What `precision` needs and the passes do not have comes last.
-    Raises UnusableInput where a flag, a sparsity in `text` or a level of the plan would have no
-    effect, and where flag and `text` have different sparsities.
+    Raises UnusableInput where a flag, a pass, a sparsity in `text` or a level of the plan would
+    have no effect, and where flag and `text` have different sparsities.
     """
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
         # Above 1 it is meant in percent.
@@ -70,6 +68,7 @@ def resolve_pipeline(
         )
     if plan is not None:
         _check_followed(plan, pipeline)
+    _check_order(pipeline)
     return pipeline
 
 
@@ -111,6 +110,23 @@ def _check_followed(plan: Plan, pipeline: Pipeline) -> None:
             f'--plan: no pass of the pipeline "{pipeline}" follows what the plan says: '
             f"{'; '.join(unread)}. Add that to the pipeline, or take it out of the plan."
         )
+
+
+def _check_order(pipeline: Pipeline) -> None:
+    """Raise UnusableInput for a pass that has no effect where it stands."""
+    names = [step.name for step in pipeline.passes]
+    tiled = [index for index, name in enumerate(names) if name in _PRUNE_TILES]
+    for index, step in enumerate(pipeline.passes):
+        if step.name == "heal" and all(p.keeps_outputs for p in pipeline.passes[:index]):
+            raise UnusableInput(
+                f'Pipeline "{pipeline}": heal trains what pruning left, and nothing is pruned '
+                "before it. Put it behind a pass that prunes."
+            )
+        if step.name == "match-tiles" and tiled and tiled[-1] < index:
+            raise UnusableInput(
+                f'Pipeline "{pipeline}": match-tiles orders outputs for {names[tiled[-1]]}, '
+                "which runs before it. Put it in front."
+            )
 
 
 def _check_written(pipeline: Pipeline, asked: float | None) -> None:

@@ -404,6 +404,9 @@ def test_a_model_that_cannot_be_used_is_one_message(
             ("--pipeline", "prune-channels{allocate=tolerance}", "--sparsity", "0.6"),
             "say how much goes",
         ),
+        (("--pipeline", "heal"), "nothing is pruned before it. Put it behind a pass"),
+        (("--pipeline", "fold-constants,heal,prune-tiles"), "nothing is pruned before it"),
+        (("--pipeline", "prune-tiles,match-tiles"), "for prune-tiles, which runs before it"),
         (
             ("--pipeline", "prune-tiles{tile=2:4,sparsity=0.8}"),
             "prune-tiles{sparsity=0.8} would have no effect, for tile=2:4 says how much goes",
