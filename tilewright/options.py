@@ -28,7 +28,8 @@ def check_share(step: Pass, *options: str) -> None:
     """Raise UnusableInput for what is no share; all is one, too."""
     for option in options:
         if not 0 <= vars(step)[option] <= 1:
-            raise unusable(step, option, "a share from 0 to 1, such as 0.97")
+            such = getattr(type(step), option)  # its default
+            raise unusable(step, option, f"a share from 0 to 1, such as {such}")
 
 
 def check_positive(step: Pass, *options: str) -> None:

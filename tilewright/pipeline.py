@@ -275,6 +275,8 @@ def _parse_pass(words: _Words, registry: Registry) -> tuple[Pass, frozenset[str]
         return _construct(cls, values), frozenset()
     words.take()
     while words.peek() != "}":
+        if words.ended():
+            raise words.error('"}"')
         if values:
             words.expect(",")
         option = words.text("the name of an option")

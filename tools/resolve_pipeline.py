@@ -31,8 +31,8 @@ def resolve_pipeline(
     have no effect, and where flag and `text` have different sparsities.
     """
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
-        # Above 1 it is meant in percent.
-        meant = f"{sparsity / 100:.2f}" if 1 < sparsity <= 99 else "0.6"
+        # From 2 on it is meant in percent.
+        meant = f"{sparsity / 100:.2f}" if 2 <= sparsity <= 99 else "0.6"
         raise UnusableInput(
             f"--sparsity {sparsity}: it is the share of weights to remove, from 0 up to, but "
             f"not including, 1. Try --sparsity {meant}."

@@ -37,7 +37,7 @@ class Search:
                 "or --accuracy-floor, such as 0.98, or both."
             )
         if floor is not None and not 0 < floor <= 1:
-            meant = f"{floor / 100:.4g}" if 1 < floor <= 100 else "0.98"
+            meant = f"{floor / 100:.4g}" if 2 <= floor <= 100 else "0.98"
             raise UnusableInput(
                 f"--accuracy-floor {floor:g}: it says how well the answers are to agree with "
                 f"the dense network's, above 0 and up to 1. Try --accuracy-floor {meant}."

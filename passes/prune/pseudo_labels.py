@@ -67,7 +67,7 @@ def classes_of(dense: Graph, calibration: Calibration) -> np.ndarray:
     found = [int(oracle.outputs_of(session, f)[scores].argmax()) for f in calibration.feeds()]
     if len(set(found)) < 2:
         raise UnusableInput(
-            f"Classes are to be compared, but the model says {found[0]} of all "
+            f"Classes are to be compared, but the model says class {found[0]} for all "
             f"{len(found)} calibration samples. Give samples of several classes."
         )
     return np.array(found)

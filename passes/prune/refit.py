@@ -89,7 +89,7 @@ def fit(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> Fit:
             raise UnusableInput(
                 f'The examples do not say what "{layer.name}" is to become: {now.columns} '
                 f"positions of {len(own)} inputs leave some undetermined with damp={damp:g}. "
-                "Give more calibration samples, or a larger damp, such as 0.1."
+                f"Give more calibration samples, or a larger damp, such as {10 * damp:g}."
             ) from error
         problems.append(Problem(target, hessian))
     return Fit(tuple(problems), (means, means_now), lacking_mean)

@@ -148,7 +148,9 @@ def test_every_pipeline_comes_back_from_its_text(step: Scale) -> None:
     [
         ("scale boast", '"," is wanted at character 7, but there is "boast"'),
         ("scale{by}", '"=" is wanted at character 9, but there is "}"'),
-        ("scale{by=0.5", '"," is wanted at character 13, but there is the end'),
+        ("scale{by=0.5", '"}" is wanted at character 13, but there is the end'),
+        ("scale{", '"}" is wanted at character 7, but there is the end'),
+        ("scale{by=0.5 label=x}", '"," is wanted at character 14, but there is "label"'),
         ('scale{label="x', "a closing quote is wanted at character 13"),
         ("scale{by=much}", 'option "by" of scale must be a number, but it is "much"'),
         ("scale{quietly=1}", 'must be true or false, but it is "1"'),

@@ -161,6 +161,14 @@ def test_an_option_that_the_allocator_does_not_read_is_refused(
         step(**options)
 
 
+@pytest.mark.parametrize(("option", "such"), [("alpha", 0.05), ("floor", 0.97)])
+def test_a_share_that_is_none_is_refused_with_the_default_as_an_example(
+    option: str, such: float
+) -> None:
+    with pytest.raises(UnusableInput, match=f"{option} is 2, .* from 0 to 1, such as {such}"):
+        PruneChannels(**{option: 2})  # type: ignore[arg-type]
+
+
 def test_an_option_at_its_default_is_no_matter_and_those_that_read_it_take_it() -> None:
     assert PruneTiles(floor=0.97).allocate == "uniform"
     assert PruneTiles(allocate="prioritized", floor=0.9).floor == 0.9

@@ -8,6 +8,7 @@ import pytest
 from tests.small_models import normal, small_graph
 from tilewright import oracle
 from tilewright.calibration import Calibration
+from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.passes.prune.bias import use_counts
@@ -57,6 +58,17 @@ def test_a_stream_that_is_as_it_was_asks_for_nothing() -> None:
     layer = layer_called(dense, "w")
     seen = seen_by([layer], Pair(data, dense), dense)
     assert not seen.drifts[layer.name].product.any()
+
+
+def test_with_too_few_examples_ten_times_the_damping_is_advised() -> None:
+    """Two positions fix two directions of 64; what rounding adds is larger than the damping."""
+    text = "g (float[1,2,64] x) => (float[1,2,4] y) { y = MatMul(x, w) }"
+    dense = small_graph(text, w=normal(64, 4)).sorted()
+    data = Calibration.from_arrays({"x": normal(1, 2, 64)}, dense.inputs)
+    layer = layer_called(dense, "w")
+    seen = seen_by([layer], Pair(data, dense), dense)
+    with pytest.raises(UnusableInput, match=r"damp=1e-19. .*a larger damp, such as 1e-18\."):
+        fit(layer, seen, 1e-19, use_counts(dense))
 
 
 def test_scales_between_a_layer_and_its_stream_are_known() -> None:

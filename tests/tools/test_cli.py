@@ -389,6 +389,7 @@ def test_a_model_that_cannot_be_used_is_one_message(
         (("--target", "none.toml"), 'Target "none.toml" cannot be read'),
         (("--sparsity", "1"), "--sparsity 1.0: it is the share of weights to remove"),
         (("--sparsity", "-0.1"), "--sparsity -0.1: it is the share"),
+        (("--sparsity", "1.2"), "but not including, 1. Try --sparsity 0.6."),
         (("--sparsity", "60"), "Try --sparsity 0.60."),
         (("--sparsity", "nan"), "--sparsity nan: it is the share"),
         (("--sparsity", "much"), "--sparsity"),

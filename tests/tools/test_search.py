@@ -316,6 +316,7 @@ def test_other_times_are_refused(text: str) -> None:
         ((), "nothing to search for"),
         (("--latency-budget", "3"), "--latency-budget 3: write a time above zero"),
         (("--accuracy-floor", "98"), "Try --accuracy-floor 0.98."),
+        (("--accuracy-floor", "1.5"), "above 0 and up to 1. Try --accuracy-floor 0.98."),
         (("--accuracy-floor", "0"), "--accuracy-floor 0: it says how well"),
         (("--accuracy-floor", "nan"), "--accuracy-floor nan: it says how well"),
         (("--latency-budget", "3ms", "--dim", "n=1,2"), "search runs at one size"),
