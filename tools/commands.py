@@ -28,7 +28,12 @@ from tilewright.tools.measure_engines import OURS, measure_engines
 from tilewright.tools.search_job import Search
 from tilewright.tools.search_plan import search_plan
 from tilewright.tools.verify_artifact import AGREES
-from tilewright.tools.write_report import summary_rows
+from tilewright.tools.write_report import (
+    summary_rows,
+    told_agreement,
+    told_answers,
+    told_verified,
+)
 from tilewright.verify import Difference, compare
 
 
@@ -39,11 +44,9 @@ def run_compile(job: Job, console: Console) -> None:
     console.table(("", "dense", "compiled", ""), summary_rows(manifest))
     if job.sparsity and not manifest["pruned"]:
         console.text(f"Nothing was pruned: {_why_not(manifest)}.")
-    verified = manifest["verified"]
-    console.text(
-        f"Outputs agree with {' and '.join(verified['against'])} under onnxruntime: largest "
-        f"error {verified['max_rel_error']:.1e} of the output's largest value."
-    )
+    if answers := manifest["answers"]:
+        console.text(told_answers(answers))
+    console.text(told_verified(manifest["verified"]))
     if manifest["sizes"] is not None:
         console.text(_told_sizes(Sizes.from_json(manifest["sizes"])))
     if islands := manifest["islands"]:
@@ -72,11 +75,7 @@ def run_search(search: Search, console: Console) -> None:
         f"{dense['median_ms']:.3f} ms, now {latency['median_ms']:.3f} ms "
         f"(estimated {found['estimated_latency_ms']:.3f} ms)"
     )
-    same = found["same_argmax"]
-    console.text(
-        f"agreement with the dense answers on {_counted(found['judged_samples'], 'sample')}: "
-        f"{found['agreement']:.4f}" + ("" if same is None else f"; same argmax {same:.1%}")
-    )
+    console.text(told_agreement(found, _counted(found["judged_samples"], "sample")))
     for score in found["accuracy"]:
         console.text(
             f"{score['task']}, {score['metric']} (n={score['n']}): dense "

@@ -27,6 +27,7 @@ from tilewright.random_feeds import random_feeds
 from tilewright.sizes import Sizes
 from tilewright.target import Target
 from tilewright.timings import Tuning
+from tilewright.tools.compare_answers import compare_answers
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.evaluate_task import task_scores
 from tilewright.tools.find_target import check_backend, find_backend, find_target
@@ -148,7 +149,7 @@ def _verified(
 ) -> tuple[dict[str, Any], Sizes | None]:
     """Compare the artifact with its model.onnx, with the original, and at its other sizes."""
     against: dict[str, Graph | Path] = {"model.onnx": saved}
-    if all(step.keeps_outputs for step in pipeline.passes):
+    if _keeps_outputs(pipeline):
         against["the original"] = source.graph
     allowed = allowed_error(saved, built.feeds, built.rounds)
     verified = verify_artifact(against, executable, built.feeds, allowed)
@@ -195,12 +196,21 @@ def _build(
     with stages("passes"):
         run = pipeline.run(source.graph, context)
         levels = plan.levels if plan else measured_levels(run, pipeline, context)
+    answers = None
+    if not _keeps_outputs(pipeline):
+        with stages("compare"):
+            answers = compare_answers(source.graph, run.graph, calibration, report)
     with stages("build"):
         run.graph.save(folder / artifact.MODEL)
         graphs = [run.graph, *(resizing.others(run.graph) if resizing else ())]
         build = find_backend(target.backend).build(graphs, target, folder, report, tuning)
     rounds = any(node.op == "QuantizeLinear" for node in run.graph.nodes)
-    return _Built(_figures(source.graph, run, build, levels), run.trace, feeds, rounds)
+    figures = {**_figures(source.graph, run, build, levels), "answers": answers}
+    return _Built(figures, run.trace, feeds, rounds)
+
+
+def _keeps_outputs(pipeline: Pipeline) -> bool:
+    return all(step.keeps_outputs for step in pipeline.passes)
 
 
 def _feeds(graph: Graph, context: Context) -> list[dict[str, np.ndarray]]:

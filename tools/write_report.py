@@ -77,6 +77,35 @@ def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
     return rows
 
 
+def told_verified(verified: Mapping[str, Any]) -> str:
+    """Say what an artifact was compared with, for that may not be the model that was given."""
+    against = verified["against"]
+    named = " and ".join(against)
+    if len(against) == 1:
+        named += ", the compressed model (not the original),"
+    return (
+        f"The artifact's outputs agree with {named} under onnxruntime: largest error "
+        f"{verified['max_rel_error']:.1e} of the output's largest value, "
+        f"on {_counted(verified['samples'], 'sample')}."
+    )
+
+
+def told_answers(answers: Mapping[str, Any]) -> str:
+    """Say how far the compressed model's answers are from those of the dense one."""
+    samples = _counted(answers["samples"], "calibration sample")
+    return told_agreement(answers, f"{samples}, which the passes have seen") + (
+        " (1 is the same, 0 no better than the dense answers' mean)."
+    )
+
+
+def told_agreement(found: Mapping[str, Any], samples: str) -> str:
+    """Say what `Agreement` holds, and of which samples."""
+    same = found["same_argmax"]
+    return f"Agreement with the dense answers on {samples}: {found['agreement']:.4f}" + (
+        "" if same is None else f"; same argmax {same:.1%}"
+    )
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
@@ -90,13 +119,11 @@ def _megabytes(count: int) -> str:
 
 
 def _page(manifest: Mapping[str, Any], trace: Trace) -> str:
-    verified = manifest["verified"]
+    answers = manifest["answers"]
     sections = [
         _table("Result", ("", "dense", "compiled", ""), summary_rows(manifest)),
-        f"<p>Outputs agree with {_text(' and '.join(verified['against']))} under onnxruntime: "
-        f"largest error {verified['max_abs_error']:.3g}, "
-        f"{verified['max_rel_error']:.1e} of the output's largest value, "
-        f"on {_counted(verified['samples'], 'sample')}.</p>",
+        f"<p>{_text(told_answers(answers))}</p>" if answers else "",
+        f"<p>{_text(told_verified(manifest['verified']))}</p>",
         _table("Passes", _PASS_COLUMNS, [(*r[:4], r[5]) for r in trace.rows()]),
         _table("Channels, hidden features and heads removed", _GROUP_COLUMNS, _groups(trace)),
         _table("Layers", _LAYER_COLUMNS, [_layer_row(layer) for layer in manifest["layers"]]),

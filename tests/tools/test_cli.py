@@ -41,7 +41,7 @@ def test_compile_writes_an_artifact_and_prints_what_it_brought(
     ended = run("compile", model, "--target", target)
     assert ended.code == 0, ended.err
     assert "latency, median" in ended.out
-    assert "Outputs agree with model.onnx and the original under onnxruntime" in ended.out
+    assert "outputs agree with model.onnx and the original under onnxruntime" in ended.out
     assert left_in(tmp_path / "model.faithful.tw") == {
         "manifest.json",
         "model.onnx",
