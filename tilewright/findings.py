@@ -49,6 +49,12 @@ class Findings:
             ).fetchone()
         return None if row is None else json.loads(row[0])
 
+    def any(self) -> bool:
+        """Say whether the value of some item is known."""
+        with self._opened() as database:
+            asked = "SELECT 1 FROM findings WHERE question = ? LIMIT 1"
+            return database.execute(asked, (self.question,)).fetchone() is not None
+
     def keep(self, item: str, value: Any) -> None:
         """Keep the value of an item; it replaces what was known of it."""
         now = time.time()

@@ -1,6 +1,7 @@
 """The programs `tilewright` and `compile`: arguments in, exit code out.
 
-Exit 0 done; 1 a check said no; 2 wrong use or unusable input, with one message on stderr.
+Exit 0 done; 1 a check said no; 2 wrong use or unusable input, with one message on stderr;
+128 + N ended by signal N, so 130 by Ctrl-C.
 Commands import what they need when they run: `tilewright --help` must not wait for compilers.
 """
 
@@ -64,4 +65,4 @@ def compile_main() -> NoReturn:
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)

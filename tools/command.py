@@ -1,6 +1,7 @@
 """Commands: functions whose errors become one message and an exit code."""
 
 import functools
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -52,4 +53,6 @@ def fail(error: BaseException) -> NoReturn:
             "written. Run it again with --debug and report what it shows."
         )
     print(f"tilewright: {message}", file=sys.stderr)
+    if isinstance(error, KeyboardInterrupt):
+        sys.exit(128 + next(iter(error.args), signal.SIGINT))  # as shells count it
     sys.exit(1 if isinstance(error, CheckFailed) else 2)

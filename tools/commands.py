@@ -62,11 +62,7 @@ def run_compile(job: Job, console: Console) -> None:
 def run_search(search: Search, console: Console) -> None:
     """Search a plan and print it. Raises CheckFailed where what is asked cannot be had."""
     with console.working():
-        try:
-            found = search_plan(search, console.report)
-        except KeyboardInterrupt:
-            console.report("what was measured is kept: the same command goes on from there")
-            raise
+        found = search_plan(search, console.report)
     latency, dense = found["latency"], found["latency"]["dense"]
     columns = ("layer", "tile", "sparsity", "dense ms", "ms", "error")
     console.table(columns, [_layer_row(row) for row in found["layers"]])

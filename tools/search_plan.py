@@ -40,10 +40,15 @@ def search_plan(search: Search, report: Report = silent) -> dict[str, Any]:
     Raises UnusableInput, PassFailed, and CannotLower.
     """
     subject = Subject(search, report)
-    with tempfile.TemporaryDirectory(prefix="tilewright-") as scratch:
-        found, plan = _searched(subject, PlanJudge(subject, Path(scratch)))
-    if search.evaluate and subject.source.zoo:
-        found["accuracy"] = _scores(subject, plan)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tilewright-") as scratch:
+            found, plan = _searched(subject, PlanJudge(subject, Path(scratch)))
+        if search.evaluate and subject.source.zoo:
+            found["accuracy"] = _scores(subject, plan)
+    except KeyboardInterrupt:
+        if subject.of_answers.any() or subject.of_times.any():
+            report("what was measured is kept: the same command goes on from there")
+        raise
     _write(plan, search.file)
     return found
 

@@ -13,11 +13,15 @@ from tilewright.findings import Findings
 def test_values_are_found_by_question_and_item(tmp_path: Path) -> None:
     findings = Findings(tmp_path / "deep" / "searches.sqlite", "a model")
     assert findings.find("error") is None
+    assert not findings.any()
     findings.keep("error", 0.1)
+    assert findings.any()
     findings.keep("error", [0.25, float("inf")])
     assert findings.find("error") == [0.25, float("inf")]
     assert findings.find("another") is None
-    assert Findings(findings.path, "another model").find("error") is None
+    another = Findings(findings.path, "another model")
+    assert another.find("error") is None
+    assert not another.any()
 
 
 def test_a_question_that_was_left_for_30_days_is_forgotten(

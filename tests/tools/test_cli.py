@@ -606,7 +606,8 @@ def test_an_interrupted_compile_leaves_the_old_artifact_and_nothing_else(
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert (process.returncode, err) == (2, "tilewright: interrupted: nothing was written.\n")
+    said = "tilewright: interrupted: nothing was written.\n"
+    assert (process.returncode, err) == (128 + number, said)
     assert left_in(tmp_path) == before
     assert artifact.read(tmp_path / "out.tw")["target"] == "test"
 

@@ -283,14 +283,30 @@ main(sys.argv[1:])
 def test_an_interrupted_search_says_that_it_can_go_on(
     run: Cli, model: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    answers = iter([0.5])
+
+    def interrupted(*_: object) -> float:
+        for first in answers:
+            return first
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TileErrors, "of", interrupted)
+    ended = search(run, model, target, "--latency-budget", "1.5ms")
+    assert ended.code == 130
+    assert "the same command goes on from there" in ended.err
+    assert not (tmp_path / "net.plan.json").exists()
+
+
+def test_a_search_that_measured_nothing_does_not_say_that_it_can_go_on(
+    run: Cli, model: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> float:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TileErrors, "of", interrupted)
     ended = search(run, model, target, "--latency-budget", "1.5ms")
-    assert ended.code == 2
-    assert "the same command goes on from there" in ended.err
-    assert not (tmp_path / "net.plan.json").exists()
+    assert ended.code == 130
+    assert "goes on from there" not in ended.err
 
 
 # ---- what is refused ----
