@@ -8,7 +8,10 @@ from tilewright.tools.console import Console
 
 @command("passes")
 def passes_command(console: Console) -> None:
-    """List the passes, their criteria and allocators, with options, defaults and sources."""
+    """List the passes, their criteria and allocators, with options, defaults and sources.
+
+    What an option may be stands behind its name, its default in brackets.
+    """
     from tilewright.passes import PARTS, PASSES
     from tilewright.tools.list_passes import list_parts, list_passes
 
@@ -17,7 +20,8 @@ def passes_command(console: Console) -> None:
         console.text(f"{described['name']}\n    {described['about']}")
         for option in described["options"]:
             default = "must be given" if option["default"] is None else option["default"]
-            console.text(f"    {option['name']}: {option['type']} [{default}]")
+            values = option["values"] or option["type"]
+            console.text(f"    {option['name']}: {values} [{default}]")
         if described["source"]:
             console.text(f"    source: {described['source']}")
     parts = {option: list_parts(option, place, passes) for option, place in PARTS.items()}

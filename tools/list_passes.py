@@ -1,22 +1,24 @@
-"""Describe passes and their parts by reading source: importing all costs a second or two."""
+"""Describe passes and their parts: options, what these may be, what they need, who says so."""
 
-import ast
-import importlib.util
+import importlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text",
-}
+from tilewright.errors import UnusableInput
+from tilewright.pipeline import load_pass, pass_options
+from tilewright.protocol import Pass
+
+# No option is any of these, where not every value will do.
+_NONSENSE: Mapping[type, object] = {str: "?", int: -1, float: -1.0, tuple: ("?",)}
 
 
 def list_passes(registry: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return name, first line of the docstring, options and source of every pass."""
-    return [describe_pass(name, registry[name]) for name in sorted(registry)]
+    """Return name, first line of the docstring, options and source of every pass.
+
+    An option's default of None means that it must be given, `values` of None that whatever
+    has its type will do.
+    """
+    return [_described(load_pass(name, registry)) for name in sorted(registry)]
 
 
 def list_parts(
@@ -24,78 +26,40 @@ def list_parts(
 ) -> list[dict[str, Any]]:
     """Return what a table says: {"name": Entry(about="...", source="...", ...), ...}.
 
-    `place` is "module:TABLE". Of each entry the arguments that are texts, or tuples of them.
-    Where these are not among them, the passes that know it are those that have `option` and
-    all options that the entry reads.
+    `place` is "module:TABLE". Of each entry, a named tuple, the fields that are texts, or
+    tuples of them. Where `passes` is not among them, those know it that have `option` and all
+    options that the entry reads.
     """
     options = {each["name"]: {its["name"] for its in each["options"]} for each in passes}
     module, _, table = place.partition(":")
-    (found,) = (
-        node.value
-        for node in _parsed(module).body
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and node.target.id == table
-    )
-    assert isinstance(found, ast.Dict), f"{place} is no table"
     parts = []
-    for key, entry in zip(found.keys, found.values, strict=True):
-        assert isinstance(key, ast.Constant), f"{place} has names that are computed"
-        assert isinstance(entry, ast.Call), f"{place} has entries that are computed"
-        said = {
-            str(argument.arg): ast.literal_eval(argument.value)
-            for argument in entry.keywords
-            if isinstance(argument.value, ast.Constant | ast.Tuple)
-        }
+    for key, entry in getattr(importlib.import_module(module), table).items():
+        said = {n: v for n, v in entry._asdict().items() if isinstance(v, str | tuple)}
         asked = {option, *said.get("reads", ())}
         know = tuple(name for name, given in options.items() if asked <= given)
-        parts.append({"name": key.value, "passes": know, **said})
+        parts.append({"name": key, "passes": know, **said})
     return parts
 
 
-def describe_pass(name: str, place: str) -> dict[str, Any]:
-    """Describe one pass. An option's default of None means that it must be given."""
-    module, _, attribute = place.partition(":")
-    tree = _parsed(module)
-    node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == attribute)
+def _described(cls: type[Pass]) -> dict[str, Any]:
     return {
-        "name": name,
-        "about": (ast.get_docstring(node) or "").partition("\n")[0],
-        "options": _options(node),
-        "source": _class_text(node, "source"),
+        "name": cls.name,
+        "about": (cls.__doc__ or "").partition("\n")[0],
+        "options": [
+            {**option._asdict(), "values": _values(cls, option.name)}
+            for option in pass_options(cls)
+        ],
+        "source": cls.source,
     }
 
 
-def _parsed(module: str) -> ast.Module:
-    found = importlib.util.find_spec(module)
-    origin = found.origin if found else None
-    assert origin is not None, f"{module} does not exist"
-    return ast.parse(Path(origin).read_text(encoding="utf-8"))
-
-
-def _options(node: ast.ClassDef) -> list[dict[str, Any]]:
-    options = []
-    for field in node.body:
-        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-            continue
-        kind = ast.unparse(field.annotation)
-        if kind.startswith("ClassVar"):
-            continue
-        default = None if field.value is None else ast.unparse(field.value)
-        options.append(
-            {"name": field.target.id, "type": _WORDS.get(kind, kind), "default": default}
-        )
-    return options
-
-
-def _class_text(node: ast.ClassDef, name: str) -> str:
-    for statement in node.body:
-        if isinstance(statement, ast.AnnAssign | ast.Assign) and statement.value is not None:
-            targets = (
-                [statement.target]
-                if isinstance(statement, ast.AnnAssign)
-                else statement.targets
-            )
-            if any(isinstance(t, ast.Name) and t.id == name for t in targets):
-                return str(ast.literal_eval(statement.value))
-    return ""
+def _values(cls: type[Pass], option: str) -> str | None:
+    """Return what an option must be: what the pass says itself where it is something else."""
+    nonsense = _NONSENSE.get(type(getattr(cls, option, None)))
+    if nonsense is None:
+        return None
+    try:
+        cls(**{option: nonsense})
+    except UnusableInput as error:
+        return str(error).partition(", but must be ")[2].removesuffix(".") or None
+    return None

@@ -273,8 +273,11 @@ def test_passes_and_targets_are_listed(run: Cli) -> None:
     assert run("zoo", "list", "--json").json()["models"]
     parts = run("passes", "--json").json()["parts"]
     assert "taylor" in [part["name"] for part in parts["criterion"]]
-    assert "criterion=taylor" in run("passes").out
-    assert "UniQL" in run("passes").out
+    listed = run("passes").out
+    assert "criterion=taylor" in listed
+    assert "UniQL" in listed
+    assert "    rows: one of uniform, global [uniform]\n" in listed
+    assert "    smallest: a whole number [4096]\n" in listed
 
 
 def test_version_and_help_need_nothing_else(run: Cli) -> None:
