@@ -20,6 +20,10 @@ from tilewright.passes.prune.tolerance import tolerance_of_differences
 from tilewright.protocol import Context, Pass, silent
 
 _EVALUATIONS = 60  # of a whole network, in SPDY's search
+_FLOOR = (
+    "floor: 1 - their squared errors relative to how far the dense answers vary, on samples "
+    "that nothing is fitted to"
+)
 
 
 def _dynamic(question: Question) -> list[int]:
@@ -114,14 +118,14 @@ ALLOCATORS: Mapping[str, Allocator] = {
         of=lambda q: allocate.erdos_renyi_kernel(q.places, q.sparsity),
     ),
     "sensitivity": Allocator(
-        about="What each place tolerates by itself, as far as the answers hold the floor.",
+        about=f"What each place tolerates by itself, as far as the answers hold {_FLOOR}.",
         source='Putra et al., "PSViT" (2026)',
         needs=("examples",),
         reads=("floor",),
         of=lambda q: safe_rates.sensitivity(q.places, q.agreement, q.floor),
     ),
     "prioritized": Allocator(
-        about="From the largest place down as much as the floor allows.",
+        about=f"From the largest place down, as long as the answers hold {_FLOOR}.",
         source='Putra et al., "PrimeSVT" (2026)',
         needs=("examples",),
         reads=("sparsity", "floor"),

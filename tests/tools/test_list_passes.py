@@ -78,3 +78,10 @@ def test_a_pass_takes_what_is_listed_for_it_and_nothing_else(option: str) -> Non
             elif option in [each.name for each in pass_options(cls)]:
                 with pytest.raises(UnusableInput, match="must be one of"):
                     cls(**{option: part["name"]})
+
+
+def test_what_a_floor_measures_is_said_where_it_is_read() -> None:
+    parts = list_parts("allocate", PARTS["allocate"], list_passes(PASSES))
+    for part in parts:
+        said = "1 - their squared errors relative to how far the dense answers vary"
+        assert ("floor" in part["reads"]) == (said in part["about"])
