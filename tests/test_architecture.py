@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,14 +147,27 @@ def test_the_test_command_is_the_one_that_ci_runs() -> None:
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.small_models import open_batch
+    import numpy as np
+    import onnx
+
+    from tests.small_models import normal, small_model
 
     monkeypatch.chdir(tmp_path)
-    open_batch(tmp_path / "model.onnx")
-    (example,) = readme_blocks("python")
-    assert len([line for line in example.splitlines() if line.strip()]) <= 15
-    exec(compile(example, "README.md", "exec"), {})
+    text = """g (float[batch,64] x) => (float[batch,4] y) {
+        a = MatMul(x, u) r = Relu(a) b = MatMul(r, w) s = Relu(b) y = MatMul(s, v)
+    }"""
+    model = small_model(text, u=normal(64, 64), w=normal(64, 64), v=normal(64, 4))
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "inputs.npz", x=normal(32, 64))
+    first, second = readme_blocks("python")
+    assert len([line for line in first.splitlines() if line.strip()]) <= 15
+    scope: dict[str, Any] = {}
+    exec(compile(first, "README.md", "exec"), scope)
     assert (tmp_path / "small.onnx").is_file()
+    assert len(second.splitlines()) == 4
+    exec(compile(second, "README.md", "exec"), scope)
+    assert len(scope["run"].pruned) == 1
+    assert scope["context"].calibration.samples == 32
 
 
 def test_the_pass_of_contributing_runs(tmp_path: Path) -> None:

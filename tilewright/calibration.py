@@ -22,9 +22,17 @@ _BLOCK_COLUMNS = 2048
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Feeds of one inference each, in order, read-only."""
+    """Feeds of one inference each, in order, read-only: from `from_arrays` or `from_feeds`."""
 
     _feeds: tuple[Mapping[str, np.ndarray], ...]
+
+    def __post_init__(self) -> None:
+        """Raise UnusableInput for what is no tuple of feeds, such as arrays by name."""
+        if not isinstance(self._feeds, tuple):
+            raise UnusableInput(
+                f"Calibration is set up with a {type(self._feeds).__name__}, which nobody has "
+                "checked against a model. Give Calibration.from_arrays(arrays, graph.inputs)."
+            )
 
     @classmethod
     def from_arrays(
@@ -37,6 +45,7 @@ class Calibration:
         float64 becomes float32 and int32 becomes int64 where the model wants it.
         Raises UnusableInput where names, shapes, dtypes, counts or values do not fit.
         """
+        _check_inputs(inputs)
         _check_names(arrays, inputs)
         stacked = {str(i.name): _checked(np.asarray(arrays[i.name]), i) for i in inputs}
         counts = {name: len(values) for name, values in stacked.items()}
@@ -66,6 +75,7 @@ class Calibration:
         Arrays may be views that share memory. Raises UnusableInput where there are none, and
         where names, shapes, dtypes or values do not fit.
         """
+        _check_inputs(inputs)
         if not feeds:
             raise _no_samples()
         for feed in feeds:
@@ -259,6 +269,14 @@ def _no_samples() -> UnusableInput:
         "Calibration data holds no samples. Give at least one; "
         "a few hundred typical inputs are best."
     )
+
+
+def _check_inputs(inputs: object) -> None:
+    if not isinstance(inputs, Sequence):
+        raise UnusableInput(
+            f"Calibration data is checked against a model's inputs, but a "
+            f"{type(inputs).__name__} is given for them. Give graph.inputs."
+        )
 
 
 def _check_names(arrays: Mapping[str, np.ndarray], inputs: Sequence[gs.Variable]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from tilewright.graph import Graph
@@ -21,7 +22,7 @@ def compile(
     output: str | Path | None = None,
     sparsity: float | None = None,
     precision: str = "fp32",
-    calibration: str | Path | None = None,
+    calibration: str | Path | Mapping[str, np.ndarray] | None = None,
     pipeline: str | Pipeline | None = None,
     plan: str | Path | None = None,
     dims: Mapping[str, int | Sequence[int]] | None = None,
@@ -34,8 +35,9 @@ def compile(
 ) -> dict[str, Any]:
     """Compile a model, verify it, measure it, and return the artifact's manifest.
 
-    `model` is a path, "zoo:NAME", a Graph or a ModelProto; the options are those of the command
-    line. The result's "artifact" is the folder, which `tilewright.load` runs.
+    `model` is a path, "zoo:NAME", a Graph or a ModelProto; `calibration` a path, or arrays by
+    input name, of (samples, ...); the other options are those of the command line. The result's
+    "artifact" is the folder, which `tilewright.load` runs.
     """
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         if isinstance(model, onnx.ModelProto):
@@ -49,7 +51,7 @@ def compile(
             target=target,
             sparsity=sparsity,
             precision=precision,
-            calibration=_path(calibration),
+            calibration=calibration if isinstance(calibration, Mapping) else _path(calibration),
             pipeline=None if pipeline is None else str(pipeline),
             plan=_path(plan),
             dims=dims or {},

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from tilewright.errors import UnusableInput
 from tilewright.frontends.zoo import cache_folder
 from tilewright.timings import Timings, Tuning
@@ -22,7 +24,7 @@ class Job:
     target: str = "cpu"
     sparsity: float | None = None
     precision: str = "fp32"
-    calibration: Path | None = None
+    calibration: Path | Mapping[str, np.ndarray] | None = None
     pipeline: str | None = None
     plan: Path | None = None
     dims: Mapping[str, int | Sequence[int]] = field(default_factory=dict)

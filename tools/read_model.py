@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tilewright.artifact import file_sha256
 from tilewright.calibration import Calibration
 from tilewright.errors import UnknownName, UnusableInput
@@ -53,11 +55,15 @@ def model_file(model: str, report: Report = silent) -> tuple[Path, Mapping[str, 
 
 
 def read_calibration(
-    source: Source, data: Path | None, seed: int = 0, report: Report = silent
+    source: Source,
+    data: Path | Mapping[str, np.ndarray] | None,
+    seed: int = 0,
+    report: Report = silent,
 ) -> Calibration | None:
     """Return the user's example inputs, or the zoo's for its models, or None."""
     if data is not None:
-        return Calibration.from_arrays(read_arrays(data), source.graph.inputs)
+        arrays = read_arrays(data) if isinstance(data, Path) else data
+        return Calibration.from_arrays(arrays, source.graph.inputs)
     if source.zoo is None:
         return None
     from tilewright.frontends import zoo

@@ -43,6 +43,23 @@ def test_feeds_are_taken_as_they_are_and_may_share_memory() -> None:
     assert all(np.shares_memory(feed["x"], shared) for feed in taken)
 
 
+def test_arrays_are_not_taken_before_they_are_cut_into_feeds() -> None:
+    arrays = {"x": np.ones((2, 3), np.float32)}
+    with pytest.raises(UnusableInput, match=r"Give Calibration.from_arrays\(arrays, graph.in"):
+        Calibration(arrays)  # type: ignore[arg-type]
+
+
+def test_a_graph_is_not_taken_for_its_inputs() -> None:
+    graph = small_graph("g (float[1,3] x) => (float[1,3] y) { y = Relu(x) }")
+    arrays = {"x": np.ones((2, 3), np.float32)}
+    wanted = r"a Graph is given for them. Give graph.inputs"
+    with pytest.raises(UnusableInput, match=wanted):
+        Calibration.from_arrays(arrays, graph)  # type: ignore[arg-type]
+    with pytest.raises(UnusableInput, match=wanted):
+        Calibration.from_feeds([arrays], graph)  # type: ignore[arg-type]
+    assert Calibration.from_arrays(arrays, graph.inputs).samples == 2
+
+
 @pytest.mark.parametrize("shape", [(1, 2), (1, 4), (2, 3), (3,)])
 def test_a_feed_is_one_inference_of_the_inputs_shape(shape: tuple[int, ...]) -> None:
     feeds: list[dict[str, np.ndarray]] = [

@@ -86,7 +86,7 @@ class Endless(Faithful):
     def build(self, graphs: Sequence[Graph], target: Target, folder: Path, *_: object) -> Build:
         (folder / "half.o").touch()
         print("building", file=sys.stderr, flush=True)
-        for _ in range(600):
+        for _tenth in range(600):
             time.sleep(0.1)  # a signal just before a sleep is noticed behind it
         raise AssertionError("the test should have ended this")
 

@@ -32,6 +32,31 @@ def test_a_graph_is_compiled_and_loaded(
     np.testing.assert_array_equal(found["y"], oracle.run(graph, feeds)["y"])
 
 
+def test_calibration_data_are_a_file_or_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilewright.targets.BACKENDS", BACKENDS)
+    monkeypatch.setattr(compile_model, "measure_engines", made_up_times)
+    graph, x = small_graph(TEXT, w=normal(8, 4)), normal(16, 8)
+    np.savez(tmp_path / "inputs.npz", x=x)
+    target, pipeline = write_target(tmp_path), "prune-tiles{sparsity=0.5,ends=true,smallest=1}"
+    answers = []
+    kinds: tuple[str | dict[str, np.ndarray], ...] = ({"x": x}, str(tmp_path / "inputs.npz"))
+    for index, given in enumerate(kinds):
+        manifest = tilewright.compile(
+            graph,
+            target,
+            pipeline=pipeline,
+            calibration=given,
+            output=tmp_path / f"{index}.tw",
+        )
+        answers.append(manifest["answers"])
+    assert answers[0] == answers[1]
+    assert answers[0]["samples"] == 16
+    with pytest.raises(tilewright.TilewrightError, match='no array for input "x"'):
+        tilewright.compile(graph, target, calibration={"y": x}, output=tmp_path / "no.tw")
+
+
 def test_a_tampered_artifact_is_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
