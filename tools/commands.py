@@ -1,6 +1,7 @@
 """The commands, once their arguments are parsed. Each prints through its console."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,13 @@ def _why_not(manifest: Mapping[str, Any]) -> str:
     notes = [note for note in manifest["notes"] if note["pass"].startswith("prune-")]
     if not notes:
         return "the model has no layer with float weights of its own"
-    first = f"{notes[0]['node']}: {notes[0]['reason']}"
+    # Most layers say what it is about: in a quantized model the first and the last may not.
+    ((reason, _),) = Counter(note["reason"] for note in notes).most_common(1)
+    node = next(note["node"] for note in notes if note["reason"] == reason)
     rest = len(notes) - 1
-    return first + (f"; report.html lists {_counted(rest, 'more layer')}" if rest else "")
+    return f"{node}: {reason}" + (
+        f"; report.html lists {_counted(rest, 'more layer')}" if rest else ""
+    )
 
 
 def run_artifact(

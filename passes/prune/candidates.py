@@ -38,9 +38,11 @@ def candidates(
     found = Candidates([], [*transposed(graph), *inner(graph)])
     borders = {names[0]: "first", names[-1]: "last"} if layers and not ends else {}
     for layer in layers:
-        reason = cannot_change(graph, layer)
+        reason = None
         if layer.name in skip:
             reason = "named by skip"
+        elif fixed := cannot_change(graph, layer):
+            reason = fixed
         elif layer.groups > 1 and not grouped:
             kind = "depthwise" if layer.is_depthwise else "grouped"
             reason = f"a {kind} convolution has few weights for what it does"

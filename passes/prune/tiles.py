@@ -1,14 +1,16 @@
 """Prune in the tiles that the target's kernels execute, and refit what is left."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph
-from tilewright.layers import linear_layers
+from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Pattern, parse_layout
 from tilewright.options import (
     check_below_one,
@@ -146,6 +148,7 @@ class PruneTiles:
         if context.plan is not None:
             notes += _unexecuted(choices, context)
         layers = [layer for layer in linear_layers(pruned) if layer.name in choices]
+        notes += _unread(layers, context)
         names = [layer.name for layer in layers]
         criterion, warnings = without_data(self.name, self.criterion, names, context)
         for layer in layers:
@@ -190,6 +193,22 @@ class PruneTiles:
             name: choices[name]._replace(sparsity=count / place.entries)
             for (name, place), count in zip(places.items(), removed, strict=True)
         }
+
+
+def _unread(layers: Sequence[Layer], context: Context) -> list[Note]:
+    """Note, and report once, the layers whose weights are no float32: no zeros are skipped."""
+    odd = [layer for layer in layers if layer.weight.dtype != np.float32]
+    if odd:
+        kinds = ", ".join(sorted({str(layer.weight.dtype) for layer in odd}))
+        context.report(
+            f"prune-tiles: {len(odd)} of {len(layers)} layers have weights in {kinds}, but "
+            f"{context.target.name} skips zeros in float32 alone: expect no speed there. "
+            "Convert the model to float32 first."
+        )
+    return [
+        Note(layer.name, f"weights in {layer.weight.dtype} are none whose zeros are skipped")
+        for layer in odd
+    ]
 
 
 def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,38 @@ def test_without_calibration_a_warning_says_so() -> None:
     kept = obs.spread(obs.smallest_tiles(matrix, Tile(4), 0.5), Tile(4), matrix.shape)
     expected = np.where(kept, matrix, 0)
     assert (next(linear_layers(outcome.graph)).matrix() == expected).all()
+
+
+def test_quantized_layers_say_so_wherever_they_stand() -> None:
+    text = """g (float[1,8] x) => (float[1,8] y) {
+        w = DequantizeLinear(q, scale) a = MatMul(x, w) y = MatMul(a, v)
+    }"""
+    q = np.ones((8, 8), np.int8)
+    graph = small_graph(text, q=q, scale=np.array(0.1, np.float32), v=normal(8, 8))
+    _, notes = PruneTiles(sparsity=0.5)(graph, context())
+    assert [note.reason for note in notes] == [
+        "its weights are quantized; prune before quantizing",
+        "the last layer of the network; ends=true prunes it too",
+    ]
+
+
+def test_layers_whose_zeros_no_kernel_skips_are_reported_before_they_are_pruned() -> None:
+    half = np.float16
+    graph = small_graph(
+        """g (float16[1,8] x) => (float16[1,8] y) {
+            a = MatMul(x, u) b = MatMul(a, v) y = MatMul(b, w)
+        }""",
+        **{name: normal(8, 8).astype(half) for name in "uvw"},
+    )
+    said: list[str] = []
+    known = dataclasses.replace(context(), report=said.append)
+    _, notes = PruneTiles(sparsity=0.5, smallest=0)(graph, known)
+    assert said[0].startswith("prune-tiles: 1 of 1 layers have weights in float16, but ")
+    assert "expect no speed" in said[0]
+    assert notes[2].reason == "weights in float16 are none whose zeros are skipped"
+    said.clear()
+    PruneTiles(sparsity=0.5)(three_layers(), known)
+    assert not any("float" in each for each in said)
 
 
 def test_ends_and_small_layers_stay_dense_and_say_why() -> None:

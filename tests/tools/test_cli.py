@@ -667,6 +667,21 @@ def test_a_compile_that_prunes_nothing_says_why(run: Cli, tmp_path: Path, target
     assert "Nothing was pruned: the model has no layer with float weights of its own." in said
 
 
+def test_of_several_reasons_to_prune_nothing_the_commonest_is_told(
+    run: Cli, tmp_path: Path, target: str
+) -> None:
+    text = """g (float[1,8] x) => (float[1,8] y) {
+        a = MatMul(x, u)
+        d = DequantizeLinear(q, scale) b = MatMul(a, d)
+        e = DequantizeLinear(q, scale) y = MatMul(b, e)
+    }"""
+    q, scale = np.ones((8, 8), np.int8), np.array(0.1, np.float32)
+    onnx.save(small_model(text, u=normal(8, 8), q=q, scale=scale), tmp_path / "q.onnx")
+    said = compile_file(run, target, tmp_path / "q.onnx", "--sparsity", "0.5").out
+    wanted = "MatMul_2: its weights are quantized; prune before quantizing"
+    assert f"Nothing was pruned: {wanted}; report.html lists 2 more layers." in said
+
+
 def test_a_plan_and_a_sparsity_are_not_both_followed(
     run: Cli, model: Path, target: str, tmp_path: Path
 ) -> None:
