@@ -20,7 +20,7 @@ from tilewright.layout import Pattern, Tile
 from tilewright.passes.prune.elimination import eliminate, padded
 from tilewright.threads import spread_over_cores
 
-_SHARED = 0.2  # of the mean energy of a layer's inputs, that damping takes each to have
+_SHARED = 0.05  # of the mean energy of a layer's inputs, that damping takes each to have
 
 
 def damped(hessian: np.ndarray, damp: float) -> np.ndarray:
