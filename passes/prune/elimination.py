@@ -13,8 +13,10 @@ import numpy as np
 from tilewright.layout import Groups, Tile
 from tilewright.threads import spread_over_cores
 
-# Pivots gathered before Hinv is updated: one matrix product instead of so many outer ones.
-_DELAYED = 128
+# Pivots gathered before Hinv is updated: one matrix product instead of so many outer ones. At
+# least so many, and this share of the columns: the larger Hinv, the dearer it is to go over it.
+_DELAYED = 64
+_SHARE = 6
 # Rounds of elimination at least: from twice as many blocks to drop on, two go in a round.
 _ROUNDS = 128
 # Copies of Hinv worked on at a time, in bytes: enough to share numpy's calls among tiles.
@@ -84,9 +86,10 @@ def _eliminate_batch(
     losses = np.empty((tiles, steps), dtype=w.dtype)
     room = np.tile(groups.limits, (tiles, 1))
     together = max(1, steps // _ROUNDS)
+    delayed = max(_DELAYED, len(inverse) // _SHARE)
     step = 0
     while step < steps:
-        count = min(_DELAYED // width or 1, steps - step)
+        count = min(delayed // width or 1, steps - step)
         blocks = alive.shape[1]
         gone = np.zeros((tiles, blocks), dtype=bool)
         of = groups.of[alive]
