@@ -31,7 +31,7 @@ def fits_of(
     fits: dict[str, Fit] = {}
     waiting = {cut.dimension: cut for cut in cuts}
     for layer in readers(dense, cuts):
-        fits[layer.name] = fit(layer, seen_by([layer], pair, dense), damp, uses)
+        fits[layer.name] = fit(layer, seen_by([layer], pair, dense, uses), damp, uses)
         for cut in list(waiting.values()):
             if all(its.name in fits for its in cut.layers):
                 del waiting[cut.dimension]

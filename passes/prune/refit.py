@@ -29,10 +29,15 @@ class Seen(NamedTuple):
     drifts: Mapping[str, CrossGram]
 
 
-def seen_by(layers: Sequence[Layer], pair: Pair, compressed: Graph) -> Seen:
-    """Gather what layers read that multiply one matrix. They must be asked for in order."""
+def seen_by(
+    layers: Sequence[Layer], pair: Pair, compressed: Graph, uses: Mapping[str, int]
+) -> Seen:
+    """Gather what layers read that multiply one matrix. They must be asked for in order.
+
+    `uses` is `use_counts`.
+    """
     pair.advance(layers[0], compressed)
-    joined = [(layer, added) for layer in layers if (added := joined_by(layer))]
+    joined = [(layer, added) for layer in layers if (added := joined_by(layer, uses))]
     joined = [(layer, added) for layer, added in joined if pair.knows(added.stream)]
     seen = Seen(Gram(), CrossGram(), {layer.name: CrossGram() for layer, _ in joined})
     streams = [pair.drift(added.stream) for _, added in joined]

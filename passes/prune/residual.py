@@ -1,5 +1,6 @@
 """Where what a layer gives meets a residual stream."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +16,15 @@ class Joined(NamedTuple):
     scale: np.ndarray
 
 
-def joined_by(layer: Layer) -> Joined | None:
+def joined_by(layer: Layer, uses: Mapping[str, int]) -> Joined | None:
     """Return the stream that a layer's output is added to, perhaps after biases and scales.
 
-    None where it goes elsewhere, or to more than one place.
+    None where it goes elsewhere, or to more than one place, such as the answers. `uses` is
+    `use_counts`.
     """
     out, scale = layer.node.outputs[0], np.ones(layer.outputs)
     shape = static_shape(out)
-    while shape and len(out.outputs) == 1 and out.outputs[0].op in ("Add", "Mul"):
+    while shape and uses[out.name] == 1 and out.outputs and out.outputs[0].op in ("Add", "Mul"):
         node = out.outputs[0]
         others = [tensor for tensor in node.inputs if tensor is not out]
         if len(others) != 1 or static_shape(node.outputs[0]) != shape:

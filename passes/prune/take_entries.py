@@ -93,7 +93,7 @@ class Taking:
         layers = readers(pruned, cuts)
         for done, layer in enumerate(layers, 1):
             report(f"{layer.name} ({done} of {len(layers)})")
-            its = fit(layer, seen_by([layer], pair, pruned), self.damp, uses)
+            its = fit(layer, seen_by([layer], pair, pruned, uses), self.damp, uses)
             for cut in cuts:
                 own = [reader.name for reader in cut.layers] == [layer.name]
                 if own and cut.dimension not in gone:

@@ -51,7 +51,7 @@ class TakingTiles:
         dense = {layer.name: layer for layer in linear_layers(self.dense)}
         for members in _siblings(layers):
             walks = self._walks(members)
-            seen = seen_by(members, pair, self.dense) if walks else None
+            seen = seen_by(members, pair, self.dense, uses) if walks else None
             for name in (layer.name for layer in members):
                 fitted = seen and fit(dense[name], seen, self.damp, uses)
                 without = partial(self._without, name, choices[name], fitted)
@@ -79,7 +79,7 @@ class TakingTiles:
         for members in _siblings(layers):
             done += len(members)
             report(f"{members[-1].name} ({done} of {len(layers)})")
-            seen = seen_by(members, pair, pruned)
+            seen = seen_by(members, pair, pruned, uses)
             for layer in members:
                 fitted = fit(layer, seen, self.damp, uses)
                 self._solve(layer, choices[layer.name], fitted, uses)

@@ -1,5 +1,7 @@
 """What removing tiles of one layer alone does to the answers."""
 
+from collections.abc import Mapping
+
 from tilewright.answers import Answers
 from tilewright.calibration import Calibration
 from tilewright.graph import Graph
@@ -34,7 +36,7 @@ class TileErrors:
         (mine,) = (found for found in linear_layers(graph) if found.name == layer)
         uses = use_counts(graph)
         with one_blas_thread():
-            its = fit(mine, self._seen_by(mine), self._damp, uses)
+            its = fit(mine, self._seen_by(mine, uses), self._damp, uses)
             solved = [
                 by_loss(problem, choice, mine.taps, "uniform").refitted(problem)
                 for problem in its.problems
@@ -42,9 +44,9 @@ class TileErrors:
             settle(mine, its, uses, solved)
         return self._answers.error(graph)
 
-    def _seen_by(self, layer: Layer) -> Seen:
+    def _seen_by(self, layer: Layer, uses: Mapping[str, int]) -> Seen:
         # Convolutions that read one tensor may see other windows of it.
         key = layer.name if layer.node.op == "Conv" else layer.source.name
         if self._seen is None or self._seen[0] != key:
-            self._seen = key, seen_by([layer], self._pair, self._dense)
+            self._seen = key, seen_by([layer], self._pair, self._dense, uses)
         return self._seen[1]
