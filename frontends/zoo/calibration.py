@@ -13,12 +13,14 @@ from tilewright.frontends.zoo.build import get
 from tilewright.frontends.zoo.catalogue import MODELS
 from tilewright.frontends.zoo.feeds import classifier_input, saliency_input
 from tilewright.frontends.zoo.run_dense import open_model
+from tilewright.frontends.zoo.scenes import scenes
 from tilewright.frontends.zoo.stamps import (
     composite,
-    on_white,
+    on_colour,
     other_stamps,
     photos,
     square_crop,
+    tilted,
 )
 from tilewright.frontends.zoo.text_images import (
     draw_line,
@@ -73,18 +75,32 @@ def text_strips(samples: int, r: RandomState) -> Iterator[Feed]:
 def composites(samples: int, r: RandomState) -> Iterator[Feed]:
     """Paste stamps that no task uses onto the photos that no task uses."""
     for _ in range(samples):
-        pixels, _mask = composite(pick(other_stamps(), r), pick(photos(evaluation=False), r), r)
+        pixels, _mask = composite(pick(other_stamps(), r), pick(backgrounds(), r), r)
         yield {"input_image": saliency_input(pixels)}
 
 
 def things_and_photos(samples: int, r: RandomState) -> Iterator[Feed]:
-    """Take stamps on white and photo crops in turn, half of them mirrored."""
+    """Take stamps on one colour, crops of photos and stamps on photos, half of them mirrored.
+
+    Half of all are on one colour, and half of those on white. Sizes and angles vary.
+    """
     for index in range(samples):
-        if index % 2:
-            pixels = np.asarray(square_crop(pick(photos(evaluation=False), r), r, 224, 0.3))
+        if index % 4 < 2:
+            colour = (255, 255, 255) if index % 4 else tuple(r.randint(0, 256, 3).tolist())
+            image = on_colour(tilted(pick(other_stamps(), r), r), colour, r.uniform(1.0, 1.5))
+            pixels = np.asarray(image.resize((224, 224)))
+        elif index % 4 == 2:
+            pixels = np.asarray(square_crop(pick(backgrounds(), r), r, 224, 0.4))
         else:
-            pixels = on_white(pick(other_stamps(), r), 224)
+            pixels, _mask = composite(
+                pick(other_stamps(), r), pick(backgrounds(), r), r, int(r.randint(100, 220))
+            )
         yield {"input": classifier_input(pixels[:, ::-1] if r.rand() < 0.5 else pixels)}
+
+
+def backgrounds() -> tuple[Any, ...]:
+    """Return all photos that no task uses."""
+    return (*photos(evaluation=False), *scenes())
 
 
 def definitions(samples: int, r: RandomState) -> Iterator[Feed]:
@@ -96,14 +112,14 @@ def definitions(samples: int, r: RandomState) -> Iterator[Feed]:
         yield {name: ids[index : index + 1] for name, ids in stacked.items()}
 
 
-def gloss_windows(samples: int, r: RandomState) -> Iterator[Feed]:
-    """Take windows of 256 tokens from a part of the glosses that perplexity never reads."""
+def text_windows(samples: int, r: RandomState) -> Iterator[Feed]:
+    """Take windows of 256 tokens from parts of texts that perplexity never reads."""
     for window in calibration_windows(samples, r):
         yield {"input_ids": window[None]}
 
 
 def decode_steps(samples: int, r: RandomState) -> Iterator[Feed]:
-    """Take a step every `_STRIDE` tokens of gloss windows, after the keys and values before it.
+    """Take a step every `_STRIDE` tokens of windows, after the keys and values before it.
 
     Attention is causal, so those are rows of what the prefill graph returns. The steps of a
     window share its arrays, so many steps take little memory.
@@ -141,6 +157,6 @@ MAKERS: dict[str, Callable[[int, RandomState], Iterator[Feed]]] = {
     "vit-saliency": composites,
     "minilm": definitions,
     "efficientnet-lite0": things_and_photos,
-    "smollm2": gloss_windows,
+    "smollm2": text_windows,
     "smollm2-decode": decode_steps,
 }

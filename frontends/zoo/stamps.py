@@ -95,13 +95,28 @@ def cut_out(stamp: Stamp) -> Any:
 def on_white(stamp: Stamp, size: int) -> NDArray[np.uint8]:
     """Return (size, size, 3): the stamp centred on a white square with a margin of 6 %."""
     pil = optional("PIL.Image", PURPOSE)
-    image = cut_out(stamp)
-    side = int(max(image.size) * 1.12)
-    square = pil.new("RGBA", (side, side), (255, 255, 255, 255))
-    square.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
+    square = on_colour(cut_out(stamp), (255, 255, 255), 1.12)
     # Two steps, as the published numbers were taken.
-    small = square.convert("RGB").resize((256, 256), pil.BICUBIC)
+    small = square.resize((256, 256), pil.BICUBIC)
     return np.asarray(small.resize((size, size), pil.BICUBIC))
+
+
+def on_colour(image: Any, colour: tuple[int, ...], side: float) -> Any:
+    """Return an RGBA image in the middle of a square of one colour, `side` times its longer."""
+    pil = optional("PIL.Image", PURPOSE)
+    length = int(max(image.size) * side)
+    square = pil.new("RGBA", (length, length), (*colour, 255))
+    square.alpha_composite(image, ((length - image.width) // 2, (length - image.height) // 2))
+    return square.convert("RGB")
+
+
+def tilted(stamp: Stamp, r: RandomState) -> Any:
+    """Return a stamp as RGBA without its border, half of them turned by up to 20 degrees."""
+    image = cut_out(stamp)
+    if r.rand() < 0.5:
+        bicubic = optional("PIL.Image", PURPOSE).BICUBIC
+        image = image.rotate(float(r.uniform(-20, 20)), resample=bicubic, expand=True)
+    return image.crop(image.getchannel("A").getbbox())
 
 
 def square_crop(photo: Any, r: RandomState, size: int, smallest: float = 1.0) -> Any:
@@ -114,12 +129,12 @@ def square_crop(photo: Any, r: RandomState, size: int, smallest: float = 1.0) ->
 
 
 def composite(
-    stamp: Stamp, photo: Any, r: RandomState
+    stamp: Stamp, photo: Any, r: RandomState, size: int = 120
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return a stamp of 120 pixels at a random place of a photo of 224, and its mask."""
+    """Return a stamp of `size` pixels at a random place of a photo of 224, and its mask."""
     pil = optional("PIL.Image", PURPOSE)
     image = cut_out(stamp)
-    scale = 120 / max(image.size)
+    scale = size / max(image.size)
     shape = tuple(max(1, int(length * scale)) for length in image.size)
     image = image.resize(shape, pil.BICUBIC)
     below = square_crop(photo, r, 224).convert("RGBA")

@@ -85,9 +85,9 @@ def calibration_part(whole: str) -> str:
 
 
 def calibration_windows(samples: int, r: RandomState) -> NDArray[np.int64]:
-    """Return (samples, 256) windows from random lines of the glosses' calibration part."""
-    part = calibration_part(gloss_text())
-    return np.array([calibration_window(part, r) for _ in range(samples)], np.int64)
+    """Return (samples, 256) windows from random lines, of glosses and Python's help in turn."""
+    parts = [calibration_part(text) for text in (gloss_text(), python_docs())]
+    return np.array([calibration_window(parts[i % 2], r) for i in range(samples)], np.int64)
 
 
 def calibration_window(text: str, r: RandomState) -> list[int]:

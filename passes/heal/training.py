@@ -15,6 +15,7 @@ from tilewright.columns import real_positions
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph, constant, with_outputs
 from tilewright.layers import linear_layers
+from tilewright.memory import keeping_freed_memory
 from tilewright.passes.heal.checkpoint import Checkpoint
 from tilewright.protocol import Context, Feeds, Report
 from tilewright.states import internal_states, supports, vectors
@@ -138,9 +139,10 @@ class Training:
         if (state := checkpoint.read()) is not None:
             self._resume(state)
             report(f"{self._options.name}: going on after epoch {self.epoch} of {epochs}")
-        while self.epoch < epochs:
-            self._run_epoch(report, before)
-            checkpoint.write(self._state())
+        with keeping_freed_memory():
+            while self.epoch < epochs:
+                self._run_epoch(report, before)
+                checkpoint.write(self._state())
         checkpoint.remove()
         assert self._best, "training ended before it was settled what is zero"
         return self._graph_with(self._best)

@@ -1,13 +1,15 @@
 import gc
+import resource
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.small_models import normal, small_graph
 from tilewright import graph as graphs
 from tilewright.graph import Graph, saved_bytes
-from tilewright.memory import return_freed_memory
+from tilewright.memory import keeping_freed_memory, return_freed_memory
 
 TEXT = "g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }"
 
@@ -37,3 +39,20 @@ def test_the_size_of_a_saved_model_counts_the_weights_beside_it(
     files = list(tmp_path.iterdir())
     assert len(files) == (1 if limit else 2)
     assert saved_bytes(tmp_path / "model.onnx") == sum(f.stat().st_size for f in files)
+
+
+def test_freed_memory_is_kept_for_as_long_as_it_is_asked_to_be() -> None:
+    size = 64 << 20
+    before = resident_bytes()
+    with keeping_freed_memory():
+        np.ones(size, np.uint8)
+        assert resident_bytes() - before > size // 2
+    assert resident_bytes() - before < size // 2
+    np.ones(size, np.uint8)
+    assert resident_bytes() - before < size // 2
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * resource.getpagesize()

@@ -13,7 +13,15 @@ import pytest
 
 from tilewright.errors import UnknownName, UnusableInput
 from tilewright.frontends import zoo
-from tilewright.frontends.zoo import build, packages, stamps, text_images, tokens, wordnet
+from tilewright.frontends.zoo import (
+    build,
+    packages,
+    scenes,
+    stamps,
+    text_images,
+    tokens,
+    wordnet,
+)
 from tilewright.frontends.zoo.cache import quiet, sha256_of, sha256_of_tree, write_aside
 from tilewright.frontends.zoo.catalogue import FAMILIES, Family, ZooModel
 from tilewright.frontends.zoo.graph_writer import GraphWriter
@@ -24,6 +32,7 @@ from tilewright.frontends.zoo.parity import Reference, check_parity
 from tilewright.frontends.zoo.read_deb import extract_deb
 from tilewright.frontends.zoo.read_gguf import open_gguf
 from tilewright.frontends.zoo.read_pth import MAGIC, read_pth
+from tilewright.frontends.zoo.read_rcc import Packed, read_rcc
 from tilewright.frontends.zoo.read_safetensors import read_safetensors
 from tilewright.frontends.zoo.run_dense import open_model
 from tilewright.frontends.zoo.scores import (
@@ -183,6 +192,22 @@ def test_what_is_not_a_debian_package_is_refused(tmp_path: Path) -> None:
         UnusableInput, match=r"should be a Debian package, but it does not begin"
     ):
         extract_deb(tmp_path / "a.deb", ("usr",), (), tmp_path / "out")
+
+
+def test_files_of_a_qt_resource_are_read_by_path_but_for_compressed_ones(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "some.rcc"
+    file.write_bytes(make_rcc({"a": (0, b"first"), "b": (1, b"packed"), "c": (0, b"")}))
+    assert list(read_rcc(file)) == [Packed("in/a", b"first"), Packed("in/c", b"")]
+
+
+@pytest.mark.parametrize("cut", [0, 3, 19, 40, 70, 90])
+def test_a_qt_resource_that_ends_early_is_refused(tmp_path: Path, cut: int) -> None:
+    file = tmp_path / "some.rcc"
+    file.write_bytes(make_rcc({"a": (0, b"first")})[:cut])
+    with pytest.raises(UnusableInput, match="it is none or ends early"):
+        list(read_rcc(file))
 
 
 def test_a_model_is_built_once_and_again_when_its_file_changed(
@@ -461,9 +486,10 @@ def test_no_evaluation_data_is_calibration_data() -> None:
     assert not {s.path.stem for s in kept} & {s.path.stem for s in shown}
     photos = [{p.tobytes() for p in stamps.photos(evaluation)} for evaluation in (True, False)]
     assert not photos[0] & photos[1]
-    glosses = wordnet.gloss_text()
-    evaluated, calibrated = tokens.evaluation_part(glosses), tokens.calibration_part(glosses)
-    assert glosses.index(evaluated) + len(evaluated) <= glosses.index(calibrated)
+    assert not photos[0] & {p.tobytes() for p in scenes.scenes()}
+    for text in (wordnet.gloss_text(), tokens.python_docs()):
+        evaluated, calibrated = tokens.evaluation_part(text), tokens.calibration_part(text)
+        assert text.index(evaluated) + len(evaluated) <= text.index(calibrated)
 
 
 @pytest.mark.zoo
@@ -480,6 +506,20 @@ def default_shape(name: str, value: onnx.ValueInfoProto) -> tuple[int, ...]:
         dims.get(f"{value.name}:{axis}", dims.get(dim.dim_param, dim.dim_value))
         for axis, dim in enumerate(value.type.tensor_type.shape.dim)
     )
+
+
+def make_rcc(files: dict[str, tuple[int, bytes]]) -> bytes:
+    """Return a resource of version 3 with a folder "in" of files, by name: flags and bytes."""
+    tree, names, data = b"", b"", b""
+    above = [("", 2, 1, 1), ("in", 2, len(files), 2)]
+    for name, flags, first, second in [*above, *((n, f, 0, 0) for n, (f, _) in files.items())]:
+        place = len(data) if name in files else second
+        tree += struct.pack(">IHIIQ", len(names), flags, first, place, 0)
+        names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
+        if name in files:
+            data += struct.pack(">I", len(files[name][1])) + files[name][1]
+    ends = [20, 20 + len(tree), 20 + len(tree) + len(data)]
+    return struct.pack(">4sIIII", b"qres", 3, *ends) + tree + data + names
 
 
 def make_deb(path: Path, files: dict[str, bytes]) -> None:
