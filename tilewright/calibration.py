@@ -7,17 +7,21 @@ same calibration gives the same bits.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.errors import UnusableInput
 from tilewright.graph import static_shape
+from tilewright.threads import spread_over_cores
 
 # Conversions that lose nothing a model can see; any other difference of dtypes is an error.
 _CONVERSIONS = {("float64", "float32"), ("int32", "int64")}
 # Fewer columns than this are gathered before they are multiplied: small products are slow.
 _BLOCK_COLUMNS = 2048
+# Features that one core multiplies at a time.
+_BLOCK_ROWS = 384
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +158,8 @@ class CrossGram:
         if self._product is None or self._sums is None:
             self._product = np.zeros((len(x), len(y)))
             self._sums = (np.zeros(len(x)), np.zeros(len(y)))
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._product += x @ y.T
+        parts = [x[start : start + _BLOCK_ROWS] for start in range(0, len(x), _BLOCK_ROWS)]
+        self._product += np.concatenate(spread_over_cores(partial(_times, y), parts))
         if not np.isfinite(self._product).all():
             raise UnusableInput(
                 "The network's activations on the calibration data are so large that their "
@@ -163,6 +167,12 @@ class CrossGram:
             )
         self._sums[0][:] += x.sum(axis=1, dtype=np.float64)
         self._sums[1][:] += y.sum(axis=1, dtype=np.float64)
+
+
+def _times(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return X Y^T, without a warning where it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(x @ y.T)
 
 
 class Gram:

@@ -28,7 +28,7 @@ from tilewright.threads import spread_over_cores
 BUDGET_BYTES = 1 << 29
 # Columns gathered for a layer over all samples: enough for a Gram matrix that is well away from
 # singular, and bounded however large the feature maps are.
-_LEAST_COLUMNS = 16384
+_LEAST_COLUMNS = 65536
 _COLUMNS_PER_INPUT = 8
 
 
@@ -59,7 +59,7 @@ class Walk:
         if wanted:
             first = self._frontiers[0]
             read = sorted(_reads(segment) & set(first))
-            model = _model(graph, segment, {name: self._kind(name) for name in read}, wanted)
+            model = part_of(graph, segment, {name: self._kind(name) for name in read}, wanted)
             # One thread a sample and all cores on samples: faster than all cores on each.
             loaded = session(model, threads=1)
         fresh_stacks: dict[str, _Stack] = {}
@@ -235,12 +235,16 @@ def _reads(nodes: list[gs.Node]) -> set[str]:
     return {name for node in nodes for name in reads(node)}
 
 
-def _model(
+def part_of(
     graph: Graph,
     nodes: list[gs.Node],
     inputs: Mapping[str, tuple[np.dtype, tuple[int, ...] | None]],
     outputs: list[str],
 ) -> onnx.ModelProto:
+    """Return some nodes of a graph, in order, as a model.
+
+    `inputs` are dtypes and shapes, None for any, by name.
+    """
     part = gs.Graph(
         nodes=nodes,
         opset=graph.opset,

@@ -63,8 +63,9 @@ class PruneChannels:
     Which ones go is said by `criterion` (scoring.py). "obs" is greedy elimination of column
     blocks of the layers that read them (joint.py); the others are scores from the literature.
     With calibration data, whatever was chosen by, the layers that read it are then refitted to
-    the dense network's outputs, on what the already pruned network gives them; `refit=false`
-    leaves their weights as they are. Without data "obs" becomes "magnitude".
+    the dense network's outputs, on what the already pruned network gives them, behind their
+    activations (descent.py); `refit=false` leaves their weights as they are. Without data "obs"
+    becomes "magnitude".
 
     What is kept is a multiple of `multiple`, where there is much more than that. What the last
     layer reads stays (`ends`), as do dimensions whose entries hold fewer than `smallest`

@@ -50,17 +50,14 @@ def cheapest_of(cut: Cut, fits: Sequence[Fit], gone: Gone, count: int) -> np.nda
     for layer, columns, fitted in zip(cut.layers, cut.columns, fits, strict=True):
         share = 1 / max(sum(problem.energy() for problem in fitted.problems), 1e-30)
         for problem in fitted.problems:
-            alive = _alive(problem, gone.get(layer.name, ()))
+            alive = left_by(gone.get(layer.name, ()), len(problem.hessian))
             readings.append(reading(problem, columns, alive, share))
     return cheapest_entries(readings, cut.dimension.size, count)
 
 
-def refit_without(
-    layer: Layer, fitted: Fit, uses: Mapping[str, int], gone: Sequence[np.ndarray]
-) -> None:
-    """Give a layer the best weights that are zero in some columns."""
-    solved = [problem.refitted(_alive(problem, gone)) for problem in fitted.problems]
-    settle(layer, fitted, uses, solved)
+def solver_without(gone: Sequence[np.ndarray]) -> Callable[[Problem], np.ndarray]:
+    """Return what finds the best weights for a problem that are zero in some columns."""
+    return lambda problem: problem.refitted(left_by(gone, len(problem.hessian)))
 
 
 def zero_without(layer: Layer, gone: Sequence[np.ndarray]) -> None:
@@ -87,7 +84,8 @@ def without_columns(
         if its is None:
             zero_without(layer, gone[layer.name])
         else:
-            refit_without(layer, its, uses, gone[layer.name])
+            solve = solver_without(gone[layer.name])
+            settle(layer, its, uses, [solve(problem) for problem in its.problems])
     return changed(dense, graph)
 
 
@@ -109,8 +107,9 @@ def columns_of_entries(
     return found
 
 
-def _alive(problem: Problem, gone: Sequence[np.ndarray]) -> np.ndarray:
-    alive = np.ones(len(problem.hessian), dtype=bool)
+def left_by(gone: Sequence[np.ndarray], inputs: int) -> np.ndarray:
+    """Return the columns of a matrix that are not gone, as a mask."""
+    left = np.ones(inputs, dtype=bool)
     for columns in gone:
-        alive[columns] = False
-    return alive
+        left[columns] = False
+    return left

@@ -7,6 +7,7 @@ import numpy as np
 from tilewright.layers import Layer
 from tilewright.layout import Layout, Pattern, Tile
 from tilewright.passes.prune import obs
+from tilewright.passes.prune.descent import Rows
 from tilewright.passes.prune.joint import Problem
 from tilewright.passes.prune.matching import row_order
 
@@ -35,6 +36,15 @@ class Support(NamedTuple):
         mask = obs.spread(self.kept, self.tile, (matrix.shape[0], matrix.shape[1]))
         result[self.order] = np.where(mask, matrix[self.order], 0)
         return result
+
+    def rows(self, inputs: int) -> list[Rows]:
+        """Return which rows of a matrix of so many columns have weights in which ones."""
+        wide = obs.spread(self.kept, Tile(1, self.tile.inputs), (len(self.kept), inputs))
+        starts = range(0, len(self.order), self.tile.outputs)
+        return [
+            Rows(self.order[start : start + self.tile.outputs], np.flatnonzero(columns))
+            for start, columns in zip(starts, wide, strict=True)
+        ]
 
     def refitted(self, problem: Problem) -> np.ndarray:
         """Return the best weights for a problem that are zero in place of what goes."""

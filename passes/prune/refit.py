@@ -56,12 +56,14 @@ class Fit(NamedTuple):
     """What a layer is to give: a problem for each group of a convolution, else one.
 
     `means` are those of the layer's inputs, in the dense and in the compressed network, and
-    `lacking` is what the residual stream behind it lacks on average.
+    `lacking` is what the residual stream behind it lacks on average. All is known from as many
+    `columns` of inputs.
     """
 
     problems: tuple[Problem, ...]
     means: tuple[np.ndarray, np.ndarray]
     lacking: np.ndarray
+    columns: int
 
 
 def fit(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> Fit:
@@ -97,7 +99,7 @@ def fit(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> Fit:
                 f"Give more calibration samples, or a larger damp, such as {10 * damp:g}."
             ) from error
         problems.append(Problem(target, hessian))
-    return Fit(tuple(problems), (means, means_now), lacking_mean)
+    return Fit(tuple(problems), (means, means_now), lacking_mean, now.columns)
 
 
 def settle(

@@ -14,11 +14,13 @@ from tilewright.passes.prune.choose_entries import (
     cheapest_of,
     columns_of_entries,
     fits_of,
+    left_by,
     readers,
-    refit_without,
+    solver_without,
     without_columns,
     zero_without,
 )
+from tilewright.passes.prune.descent import Rows, settle_before_activation
 from tilewright.passes.prune.question import Removal
 from tilewright.passes.prune.refit import Fit, fit, seen_by
 from tilewright.passes.prune.removable import Cut
@@ -101,7 +103,10 @@ class Taking:
                     gone[cut.dimension] = cheapest_of(cut, [its], before, cut.gone)
             columns = columns_of_entries(cuts, gone)[layer.name]
             if self.refit:
-                refit_without(layer, its, uses, columns)
+                solve = solver_without(columns)
+                left = np.flatnonzero(left_by(columns, layer.inputs))
+                rows = [Rows(np.arange(layer.outputs), left)]
+                settle_before_activation(layer, its, uses, solve, rows, pair, pruned)
             else:
                 zero_without(layer, columns)
         return gone

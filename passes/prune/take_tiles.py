@@ -12,7 +12,14 @@ from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Layout, Tile
 from tilewright.passes.prune.allocate import Place
 from tilewright.passes.prune.bias import use_counts
-from tilewright.passes.prune.choose_tiles import Choice, by_loss, by_magnitude, drop_smallest
+from tilewright.passes.prune.choose_tiles import (
+    Choice,
+    Support,
+    by_loss,
+    by_magnitude,
+    drop_smallest,
+)
+from tilewright.passes.prune.descent import settle_before_activation
 from tilewright.passes.prune.probe import changed
 from tilewright.passes.prune.question import Removal
 from tilewright.passes.prune.refit import Fit, fit, seen_by, settle
@@ -82,7 +89,12 @@ class TakingTiles:
             seen = seen_by(members, pair, pruned, uses)
             for layer in members:
                 fitted = fit(layer, seen, self.damp, uses)
-                self._solve(layer, choices[layer.name], fitted, uses)
+                support = self._support(layer, choices[layer.name], fitted)
+                if self.refit:
+                    solve, rows = support.refitted, support.rows(layer.inputs)
+                    settle_before_activation(layer, fitted, uses, solve, rows, pair, pruned)
+                else:
+                    layer.replace(support.masked(layer.matrix()))
 
     def _walks(self, layers: Sequence[Layer]) -> bool:
         """Say whether layers must be looked at on examples, to search or to refit."""
@@ -99,21 +111,19 @@ class TakingTiles:
         if fitted is None:
             drop_smallest(layer, self.magnitudes[name], choice)
         else:
-            self._solve(layer, choice, fitted, use_counts(graph))
+            support = self._support(layer, choice, fitted)
+            if self.refit:
+                solved = [support.refitted(problem) for problem in fitted.problems]
+                settle(layer, fitted, use_counts(graph), solved)
+            else:
+                layer.replace(support.masked(layer.matrix()))
         return changed(self.dense, graph)
 
-    def _solve(
-        self, layer: Layer, choice: Choice, fitted: Fit, uses: Mapping[str, int]
-    ) -> None:
+    def _support(self, layer: Layer, choice: Choice, fitted: Fit) -> Support:
         (problem,) = fitted.problems
         if layer.name in self.magnitudes:
-            support = by_magnitude(self.magnitudes[layer.name], choice, layer.taps)
-        else:
-            support = by_loss(problem, choice, layer.taps, self.rows)
-        if self.refit:
-            settle(layer, fitted, uses, [support.refitted(problem)])
-        else:
-            layer.replace(support.masked(layer.matrix()))
+            return by_magnitude(self.magnitudes[layer.name], choice, layer.taps)
+        return by_loss(problem, choice, layer.taps, self.rows)
 
 
 def place_of(layer: Layer, layout: Layout) -> Place:

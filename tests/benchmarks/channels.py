@@ -1,12 +1,13 @@
 """Remove channels of a zoo model here and with Torch-Pruning, at equal rates, and compare.
 
     pip install torch==2.13.0 torch-pruning
-    python tests/benchmarks/channels.py --model efficientnet-lite0 --sparsity 0.25
+    python tests/benchmarks/channels.py --model efficientnet-lite0 --sparsities 0.1,0.2
 
-One row a way to choose: multiplications, the task's score and the latency under onnxruntime of
-what is left, no training in any of them. Torch-Pruning sees the model as a module that runs the
-same nodes; what it chooses is taken out of the ONNX graph. Both see the same calibration data:
-GroupTaylor's gradients are those of the cross entropy of the dense network's own answers.
+One row a rate and a way to choose: multiplications, the task's score and the latency under
+onnxruntime of what is left, no training in any of them. Torch-Pruning sees the model as a
+module that runs the same nodes; what it chooses is taken out of the ONNX graph. Both see the
+same calibration data: GroupTaylor's gradients are those of the cross entropy of the dense
+network's own answers.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ from tilewright.pipeline import Pipeline
 from tilewright.protocol import Context
 from tilewright.tools.console import Console
 from tilewright.tools.find_target import find_target, parse_pipeline
-from tilewright.tools.read_model import read_calibration, read_model
+from tilewright.tools.read_model import read_model
 
 torch: Any = importlib.import_module("torch")
 tp: Any = importlib.import_module("torch_pruning")
@@ -199,7 +201,6 @@ def removable(couplings: Couplings, layer: Layer) -> list[Dimension]:
 def ways(graph: Graph, context: Context, sparsity: float) -> Iterator[tuple[str, Graph]]:
     """Yield the graph that each way to choose leaves."""
     assert context.calibration is not None, "models of the zoo have calibration data"
-    yield "dense", graph
     for criterion in ("obs", "magnitude"):
         refit = str(criterion == "obs").lower()
         step = (
@@ -221,29 +222,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="efficientnet-lite0")
-    parser.add_argument("--sparsity", type=float, default=0.25)
+    parser.add_argument("--sparsities", default="0.1,0.25")
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
     console = Console(as_json=False)
     source = read_model(f"zoo:{given.model}", report=console.report)
-    context = Context(find_target("cpu"), read_calibration(source, None), report=console.report)
+    feeds = zoo.calibration(given.model, given.samples)
+    calibration = Calibration.from_feeds(feeds, source.graph.inputs)
+    context = Context(find_target("cpu"), calibration, report=console.report)
     cleaned = parse_pipeline("fold-constants,fold-batchnorm,remove-identities")
     graph = cleaned.run(source.graph, context).graph.edit().sorted()
     (task,) = zoo.MODELS[given.model].tasks
+    rates = [float(text) for text in given.sparsities.split(",")]
+    every = (
+        (f"{way}, {rate:.0%}", left)
+        for rate in rates
+        for way, left in ways(graph, context, rate)
+    )
     sessions, rows = {}, []
-    for way, left in ways(graph, context, given.sparsity):
+    for way, left in chain([("dense", graph)], every):
         loaded = oracle.session(left, given.threads)
         sessions[way] = loaded
         score = zoo.evaluate(task, partial(oracle.outputs_of, loaded))
         macs = sum(layer.positions * layer.weight.values.size for layer in linear_layers(left))
         rows.append((way, f"{macs / 1e6:.1f}", f"{score.value:.4f}"))
         print("  ".join(rows[-1]), file=sys.stderr, flush=True)
-    assert context.calibration is not None, "models of the zoo have calibration data"
-    feeds = next(context.calibration.feeds())
     rounds: dict[str, list[Samples]] = {way: [] for way in sessions}
     for _ in range(ROUNDS):
         for way, loaded in sessions.items():
-            rounds[way].append(sample(partial(oracle.outputs_of, loaded, feeds), 10))
+            rounds[way].append(sample(partial(oracle.outputs_of, loaded, feeds[0]), 10))
     timed = [
         (
             *row,
