@@ -7,7 +7,6 @@ same calibration gives the same bits.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -158,8 +157,7 @@ class CrossGram:
         if self._product is None or self._sums is None:
             self._product = np.zeros((len(x), len(y)))
             self._sums = (np.zeros(len(x)), np.zeros(len(y)))
-        parts = [x[start : start + _BLOCK_ROWS] for start in range(0, len(x), _BLOCK_ROWS)]
-        self._product += np.concatenate(spread_over_cores(partial(_times, y), parts))
+        self._product += _product(x, y)
         if not np.isfinite(self._product).all():
             raise UnusableInput(
                 "The network's activations on the calibration data are so large that their "
@@ -169,10 +167,23 @@ class CrossGram:
         self._sums[1][:] += y.sum(axis=1, dtype=np.float64)
 
 
-def _times(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return X Y^T, without a warning where it overflows."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(x @ y.T)
+def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return X Y^T; of X X^T one half is computed. What overflows does so without a warning."""
+    starts = range(0, len(x), _BLOCK_ROWS)
+
+    def rows(start: int) -> np.ndarray:
+        stop = start + _BLOCK_ROWS
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(x[start:stop] @ (x[:stop] if y is x else y).T)
+
+    parts = spread_over_cores(rows, starts)
+    if y is not x:
+        return np.concatenate(parts)
+    whole = np.zeros((len(x), len(x)), x.dtype)
+    for start, part in zip(starts, parts, strict=True):
+        whole[start : start + _BLOCK_ROWS, : part.shape[1]] = part
+    lower = np.tril(whole)
+    return lower + np.tril(lower, -1).T
 
 
 class Gram:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 # Python looks at every object there is to find some that refer to each other. The imported
 # libraries made half a million: it takes some tenths of a second, a few times a compile.
 _WORTH_A_SEARCH = 1 << 25
-# glibc's mallopt, by the numbers of malloc.h, with the values that it starts with.
-_TRIM_THRESHOLD, _TRIM_BYTES = -1, 1 << 17
+# glibc's mallopt, by the numbers of malloc.h. What it starts with, but for the threshold, which
+# glibc moves by itself as long as nobody sets it: the highest value that it would move it to.
+_TRIM_THRESHOLD, _TRIM_BYTES = -1, 1 << 26
 _MMAP_MAX, _MMAPS = -4, 1 << 16
 
 

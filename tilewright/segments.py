@@ -28,8 +28,10 @@ from tilewright.threads import spread_over_cores
 BUDGET_BYTES = 1 << 29
 # Columns gathered for a layer over all samples: enough for a Gram matrix that is well away from
 # singular, and bounded however large the feature maps are.
-_LEAST_COLUMNS = 65536
+_LEAST_COLUMNS, _MOST_COLUMNS = 16384, 65536
 _COLUMNS_PER_INPUT = 8
+# Up to the most of them, as long as they hold no more numbers than these.
+_NUMBERS = 1 << 26
 
 
 class Walk:
@@ -194,7 +196,8 @@ class Pair:
         """Go to a layer, and yield its input in both networks, sample by sample."""
         self.advance(layer, compressed)
         cut = self._index[layer.name]
-        total = max(_LEAST_COLUMNS, _COLUMNS_PER_INPUT * layer.inputs)
+        least = max(_LEAST_COLUMNS, _COLUMNS_PER_INPUT * layer.inputs)
+        total = max(least, min(_MOST_COLUMNS, _NUMBERS // layer.inputs))
         limit = -(-total // self._calibration.samples)
         rng = np.random.default_rng([self._seed, cut])
         samples = zip(

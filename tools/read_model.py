@@ -16,7 +16,13 @@ from tilewright.protocol import Report, silent
 
 ZOO = "zoo:"
 # Enough for a layer's Hessian: a token or pixel is a sample of it, and images have many.
-_CALIBRATION_SAMPLES = {"minilm": 256, "ppocr-rec": 160, "smollm2": 24, "smollm2-decode": 1024}
+_CALIBRATION_SAMPLES = {
+    "efficientnet-lite0": 256,
+    "minilm": 256,
+    "ppocr-rec": 160,
+    "smollm2": 64,
+    "smollm2-decode": 1024,
+}
 _OTHER_SAMPLES = 64
 
 

@@ -13,7 +13,7 @@ from tilewright.frontends.zoo.build import get
 from tilewright.frontends.zoo.catalogue import MODELS
 from tilewright.frontends.zoo.feeds import classifier_input, saliency_input
 from tilewright.frontends.zoo.run_dense import open_model
-from tilewright.frontends.zoo.scenes import scenes
+from tilewright.frontends.zoo.scenes import open_scene, scenes
 from tilewright.frontends.zoo.stamps import (
     composite,
     on_colour,
@@ -41,7 +41,7 @@ _STRIDE = 4
 def calibration(name: str, samples: int, seed: int = 0) -> list[Feed]:
     """Return `samples` feeds of a zoo model in its default dims, each of one inference.
 
-    The same name, number and seed give the same arrays.
+    The same name, number and seed give the same arrays; smollm2's on one version of Python.
     Raises UnknownName, and UnusableInput when the data cannot be had.
     """
     if name not in MODELS:
@@ -75,32 +75,33 @@ def text_strips(samples: int, r: RandomState) -> Iterator[Feed]:
 def composites(samples: int, r: RandomState) -> Iterator[Feed]:
     """Paste stamps that no task uses onto the photos that no task uses."""
     for _ in range(samples):
-        pixels, _mask = composite(pick(other_stamps(), r), pick(backgrounds(), r), r)
+        pixels, _mask = composite(pick(other_stamps(), r), background(r), r)
         yield {"input_image": saliency_input(pixels)}
 
 
 def things_and_photos(samples: int, r: RandomState) -> Iterator[Feed]:
-    """Take stamps on one colour, crops of photos and stamps on photos, half of them mirrored.
+    """Take stamps on white, stamps on a colour, crops of photos, or stamps on photos.
 
-    Half of all are on one colour, and half of those on white. Sizes and angles vary.
+    Of each about as many, half of them mirrored; sizes and angles vary.
     """
-    for index in range(samples):
-        if index % 4 < 2:
-            colour = (255, 255, 255) if index % 4 else tuple(r.randint(0, 256, 3).tolist())
+    for _ in range(samples):
+        kind = r.randint(4)
+        if kind < 2:
+            colour = tuple(r.randint(0, 256, 3).tolist()) if kind else (255, 255, 255)
             image = on_colour(tilted(pick(other_stamps(), r), r), colour, r.uniform(1.0, 1.5))
             pixels = np.asarray(image.resize((224, 224)))
-        elif index % 4 == 2:
-            pixels = np.asarray(square_crop(pick(backgrounds(), r), r, 224, 0.4))
+        elif kind == 2:
+            pixels = np.asarray(square_crop(background(r), r, 224, 0.4))
         else:
-            pixels, _mask = composite(
-                pick(other_stamps(), r), pick(backgrounds(), r), r, int(r.randint(100, 220))
-            )
+            size = int(r.randint(100, 220))
+            pixels, _mask = composite(pick(other_stamps(), r), background(r), r, size)
         yield {"input": classifier_input(pixels[:, ::-1] if r.rand() < 0.5 else pixels)}
 
 
-def backgrounds() -> tuple[Any, ...]:
-    """Return all photos that no task uses."""
-    return (*photos(evaluation=False), *scenes())
+def background(r: RandomState) -> Any:
+    """Return one of all photos that no task uses."""
+    photo = pick((*photos(evaluation=False), *scenes()), r)
+    return open_scene(photo) if isinstance(photo, bytes) else photo
 
 
 def definitions(samples: int, r: RandomState) -> Iterator[Feed]:
@@ -112,7 +113,7 @@ def definitions(samples: int, r: RandomState) -> Iterator[Feed]:
         yield {name: ids[index : index + 1] for name, ids in stacked.items()}
 
 
-def text_windows(samples: int, r: RandomState) -> Iterator[Feed]:
+def token_windows(samples: int, r: RandomState) -> Iterator[Feed]:
     """Take windows of 256 tokens from parts of texts that perplexity never reads."""
     for window in calibration_windows(samples, r):
         yield {"input_ids": window[None]}
@@ -157,6 +158,6 @@ MAKERS: dict[str, Callable[[int, RandomState], Iterator[Feed]]] = {
     "vit-saliency": composites,
     "minilm": definitions,
     "efficientnet-lite0": things_and_photos,
-    "smollm2": text_windows,
+    "smollm2": token_windows,
     "smollm2-decode": decode_steps,
 }

@@ -38,7 +38,7 @@ def read_rcc(file: Path) -> Iterator[Packed]:
         while waiting:
             index, above = waiting.pop()
             name, flags, first, second = _NODE.unpack_from(whole, tree + index * node_bytes)
-            path = f"{above}/{_name(whole, names + name)}" if index else above
+            path = f"{above}/{_name(file, whole, names + name)}" if index else above
             if flags & _FOLDER:
                 waiting += [(second + i, path) for i in reversed(range(first))]
             elif not flags:
@@ -51,9 +51,11 @@ def read_rcc(file: Path) -> Iterator[Packed]:
         raise _broken(file) from error
 
 
-def _name(whole: bytes, at: int) -> str:
+def _name(file: Path, whole: bytes, at: int) -> str:
     (letters,) = struct.unpack_from(">H", whole, at)
     start = at + 6  # behind its length and its hash
+    if start + 2 * letters > len(whole):
+        raise _broken(file)
     return whole[start : start + 2 * letters].decode("utf-16-be")
 
 

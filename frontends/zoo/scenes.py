@@ -1,4 +1,4 @@
-"""Photos of animals, buildings, tools and hands, for calibration alone (GCompris's)."""
+"""Photos of animals, buildings, tools and paintings, for calibration alone (GCompris's)."""
 
 import functools
 import io
@@ -15,23 +15,23 @@ _ACTIVITIES = (
     "explore_monuments",
     "explore_world_animals",
     "explore_world_music",
-    "leftright",
 )
 SCENES = DebianPackage(
     "gcompris-qt-data",
     "3.1-2",
     tuple(f"usr/share/gcompris-qt/rcc/{name}.rcc" for name in _ACTIVITIES),
-    "4366f6fb91cfdd402b3955a17718e401a40c7ecaa8f98f1b185724cb09d110ef",
+    "a6d617514d1f771ed05df89bfd9750b650bccbcd315d3bece6e16d3bab75bbc2",
 )
 
 
 @functools.cache
-def scenes() -> tuple[Any, ...]:
-    """Return the photos as RGB images, by path; no task reads any of them."""
-    pil = optional("PIL.Image", "reading photos")
+def scenes() -> tuple[bytes, ...]:
+    """Return the photos as WebP files, by path; no task reads any of them."""
     files = sorted(fetch_debian(SCENES).rglob("*.rcc"))
     packed = [each for file in files for each in read_rcc(file) if each.path.endswith(".webp")]
-    return tuple(
-        pil.open(io.BytesIO(each.data)).convert("RGB")
-        for each in sorted(packed, key=lambda each: each.path)
-    )
+    return tuple(each.data for each in sorted(packed, key=lambda each: each.path))
+
+
+def open_scene(scene: bytes) -> Any:
+    """Return a photo as RGB."""
+    return optional("PIL.Image", "reading photos").open(io.BytesIO(scene)).convert("RGB")

@@ -102,7 +102,7 @@ def on_white(stamp: Stamp, size: int) -> NDArray[np.uint8]:
 
 
 def on_colour(image: Any, colour: tuple[int, ...], side: float) -> Any:
-    """Return an RGBA image in the middle of a square of one colour, `side` times its longer."""
+    """Return an RGBA image on a square of one colour, with `side` times its longer side."""
     pil = optional("PIL.Image", PURPOSE)
     length = int(max(image.size) * side)
     square = pil.new("RGBA", (length, length), (*colour, 255))

@@ -85,9 +85,10 @@ def calibration_part(whole: str) -> str:
 
 
 def calibration_windows(samples: int, r: RandomState) -> NDArray[np.int64]:
-    """Return (samples, 256) windows from random lines, of glosses and Python's help in turn."""
+    """Return (samples, 256) windows from random lines of glosses, or of this Python's help."""
     parts = [calibration_part(text) for text in (gloss_text(), python_docs())]
-    return np.array([calibration_window(parts[i % 2], r) for i in range(samples)], np.int64)
+    windows = [calibration_window(parts[r.randint(2)], r) for _ in range(samples)]
+    return np.array(windows, np.int64)
 
 
 def calibration_window(text: str, r: RandomState) -> list[int]:
@@ -99,6 +100,7 @@ def calibration_window(text: str, r: RandomState) -> list[int]:
     return ids[:WINDOW]
 
 
+@functools.cache
 def python_docs() -> str:
     """Return the help texts of this Python, paragraphs as single lines."""
     topics: dict[str, str] = optional("pydoc_data.topics", PURPOSE).topics

@@ -14,7 +14,7 @@ from tilewright.oracle import outputs_of, session
 from tilewright.passes.prune.bias import bias_of
 from tilewright.segments import part_of
 
-# Operators that take each number by itself; those that only scale and shift bend nothing.
+# Operators that take each number by itself; the first ones bend nothing with single numbers.
 _STRAIGHT = frozenset({"Add", "Sub", "Mul", "Div", "Neg"})
 _BENT = frozenset(
     {
@@ -53,17 +53,21 @@ class Activation(NamedTuple):
     read: str
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Return what becomes of an array, of any shape with two axes."""
+        """Return what becomes of (outputs, columns)."""
         (found,) = outputs_of(self.loaded, {self.read: x}).values()
-        return found
+        # A single number of many axes gives the result as many.
+        return found.reshape(x.shape)
 
 
 def activation_behind(layer: Layer, graph: Graph, uses: Mapping[str, int]) -> Activation | None:
     """Return what alone reads a layer's output, with its bias, and bends it; or None.
 
-    `uses` is `use_counts`.
+    None, too, where what is added to the output is no bias of its own. `uses` is `use_counts`.
     """
     bias = bias_of(layer, uses)
+    scaled = any(layer.node.attrs.get(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    if scaled or (bias is None and any(t.name for t in layer.node.inputs[2:])):
+        return None
     inside = bias is None or any(t is bias for t in layer.node.inputs)
     start = layer.node.outputs[0] if inside else layer.node.outputs[0].outputs[0].outputs[0]
     tensors, nodes, read = [start], list[gs.Node](), Counter[str]()

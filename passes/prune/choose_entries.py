@@ -9,7 +9,7 @@ from tilewright.dimensions import Dimension
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.passes.prune.bias import use_counts
-from tilewright.passes.prune.joint import Problem, cheapest_entries, reading
+from tilewright.passes.prune.joint import cheapest_entries, reading
 from tilewright.passes.prune.probe import changed
 from tilewright.passes.prune.refit import Fit, fit, seen_by, settle
 from tilewright.passes.prune.removable import Cut
@@ -50,14 +50,17 @@ def cheapest_of(cut: Cut, fits: Sequence[Fit], gone: Gone, count: int) -> np.nda
     for layer, columns, fitted in zip(cut.layers, cut.columns, fits, strict=True):
         share = 1 / max(sum(problem.energy() for problem in fitted.problems), 1e-30)
         for problem in fitted.problems:
-            alive = left_by(gone.get(layer.name, ()), len(problem.hessian))
+            alive = without(gone.get(layer.name, ()), len(problem.hessian))
             readings.append(reading(problem, columns, alive, share))
     return cheapest_entries(readings, cut.dimension.size, count)
 
 
-def solver_without(gone: Sequence[np.ndarray]) -> Callable[[Problem], np.ndarray]:
-    """Return what finds the best weights for a problem that are zero in some columns."""
-    return lambda problem: problem.refitted(left_by(gone, len(problem.hessian)))
+def without(gone: Sequence[np.ndarray], inputs: int) -> np.ndarray:
+    """Return the columns of a matrix that are not gone, as a mask."""
+    left = np.ones(inputs, dtype=bool)
+    for columns in gone:
+        left[columns] = False
+    return left
 
 
 def zero_without(layer: Layer, gone: Sequence[np.ndarray]) -> None:
@@ -84,8 +87,8 @@ def without_columns(
         if its is None:
             zero_without(layer, gone[layer.name])
         else:
-            solve = solver_without(gone[layer.name])
-            settle(layer, its, uses, [solve(problem) for problem in its.problems])
+            left = without(gone[layer.name], layer.inputs)
+            settle(layer, its, uses, [problem.refitted(left) for problem in its.problems])
     return changed(dense, graph)
 
 
@@ -105,11 +108,3 @@ def columns_of_entries(
             taken = columns[entries.get(cut.dimension, np.array([], np.int64))]
             found.setdefault(layer.name, []).append(taken)
     return found
-
-
-def left_by(gone: Sequence[np.ndarray], inputs: int) -> np.ndarray:
-    """Return the columns of a matrix that are not gone, as a mask."""
-    left = np.ones(inputs, dtype=bool)
-    for columns in gone:
-        left[columns] = False
-    return left

@@ -18,15 +18,16 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer
 from tilewright.passes.prune.activation import Activation, activation_behind
 from tilewright.passes.prune.bias import bias_of, shift
-from tilewright.passes.prune.joint import Problem
 from tilewright.passes.prune.refit import Fit, settle
-from tilewright.segments import Columns, Pair
+from tilewright.segments import Columns
 from tilewright.threads import spread_over_cores
 
 _ROUNDS = 6
 _COLUMNS = 16384  # that are looked at, if inputs are no more than a quarter of that
 _COLUMNS_PER_INPUT = 4
+_NUMBERS = 1 << 27  # that the columns hold at most
 _ROWS = 128  # of outputs, which one core works on
+_ENTRIES = 1 << 24  # of the inverse Hessians of these, unless one has more
 _STEP = 1e-2  # to both sides, relative to the outputs' mean, over which slopes are taken
 _LONGEST = 32.0  # times the step of least squares, where few positions count
 _SHORTER = (4.0, math.inf)  # times, where a step went too far
@@ -44,40 +45,41 @@ def settle_before_activation(
     layer: Layer,
     fitted: Fit,
     uses: Mapping[str, int],
-    solve: Callable[[Problem], np.ndarray],
+    solved: Sequence[np.ndarray],
     support: Sequence[Rows],
-    pair: Pair,
-    compressed: Graph,
+    seen: Callable[[], Iterator[Columns]],
+    graph: Graph,
 ) -> None:
     """Do as `settle`, and then in view of what an activation behind the layer flattens.
 
-    The layer is one of `compressed` and has its dense weights yet, `fitted` is what `pair` has
-    seen of it, and `solve` finds the best weights for a problem, zero outside the `support`.
+    The layer is one of `graph` and has its dense weights yet. `seen` yields the inputs that
+    `fitted` was made of, and what was solved is zero outside the `support`.
     """
     matrix, bias = layer.matrix(), bias_of(layer, uses)
-    given = np.zeros(len(matrix)) if bias is None else bias.values.reshape(-1).copy()
-    settle(layer, fitted, uses, [solve(problem) for problem in fitted.problems])
-    activation = activation_behind(layer, compressed, uses)
-    if activation is None or len(fitted.problems) > 1:
+    given = np.zeros(len(matrix)) if bias is None else bias.values.reshape(-1)
+    settle(layer, fitted, uses, solved)
+    if len(fitted.problems) > 1 or matrix.dtype != np.float32:
         return
-    (problem,) = fitted.problems
-    share, dense, now = _inputs(pair.columns(layer, compressed), fitted.columns, layer.inputs)
+    activation = activation_behind(layer, graph, uses)
+    if activation is None:
+        return
+    share, dense, now = _chosen(seen(), fitted.columns, layer.inputs)
     mean = np.zeros(layer.inputs) if bias is None else fitted.means[1]
-    centred = now - mean.astype(np.float32)[:, None]
-    hessian = share * problem.hessian
-    energy = np.einsum("kn,kn->k", centred, centred, dtype=np.float64)
-    damping = np.maximum(np.diag(hessian) - energy, 0)
-    solved = layer.matrix()
-    offset = given if bias is None else bias.values.reshape(-1) + _applied(solved, mean)
+    now -= mean.astype(np.float32)[:, None]
+    hessian, damping = share * fitted.problems[0].hessian, share * fitted.damping[0]
+    start = layer.matrix()
+    offset = given if bias is None else bias.values.reshape(-1) + _applied(start, mean)
 
     def improved(block: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray]:
         rows = np.concatenate([part.rows for part in block])
         wanted = matrix[rows] @ dense + given[rows, None].astype(np.float32)
         steps = _Steps(block, hessian)
-        descent = _Descent(
-            activation, centred, wanted, steps, damping, matrix[rows], has_bias=bias is not None
-        )
-        return descent.run(solved[rows].astype(np.float64), offset[rows])
+        # Outputs that leave the numbers there are, such as exponentials, stay as they are.
+        with np.errstate(over="ignore", invalid="ignore"):
+            descent = _Descent(
+                activation, now, wanted, steps, damping, matrix[rows], has_bias=bias is not None
+            )
+            return descent.run(start[rows].astype(np.float64), offset[rows])
 
     blocks = _blocks(support)
     better, moved = np.zeros(matrix.shape), offset.astype(np.float64)
@@ -97,9 +99,9 @@ class _Steps:
         self._parts = [
             (
                 np.ix_(np.arange(start, start + len(part.rows)), part.columns),
-                np.linalg.inv(hessian[np.ix_(part.columns, part.columns)]),
+                np.linalg.inv(hessian[np.ix_(part.columns, part.columns)]).astype(np.float32),
             )
-            for start, part in zip(starts, block, strict=False)
+            for start, part in zip(starts[:-1], block, strict=True)
         ]
 
     def within(self, gradient: np.ndarray) -> np.ndarray:
@@ -137,14 +139,14 @@ class _Descent:
         self._activation, self._inputs, self._steps = activation, inputs, steps
         self._dense = dense.astype(np.float64)
         self._aim = activation(wanted)
-        self._step = np.float32(max(_STEP * float(np.abs(wanted).mean()), _TINY))
+        self._step = np.maximum(_STEP * np.abs(wanted).mean(axis=1, keepdims=True), _TINY)
         # As least squares has it, in units of what comes out of the activation.
         steep = np.square(self._slopes(wanted)).mean(axis=1, dtype=np.float64)
         self._damping = steep[:, None] * damping
         self._bias_step = 1 / inputs.shape[1] if has_bias else 0.0
 
     def run(self, weights: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return weights and biases, of which none has more than its own loss before."""
+        """Return weights and biases that lose no more on these columns than the given ones."""
         z = self._given(weights, bias)
         residual, loss = self._judged(z, weights)
         ahead = aside = np.zeros(1)
@@ -168,12 +170,14 @@ class _Descent:
             uphill = (down * ahead).sum(axis=1) + down_bias * aside >= 0
             ahead = np.where(uphill[:, None], -freed, ahead)
             aside = np.where(uphill, -freed_bias, aside)
+            lost = ~np.isfinite(ahead).all(axis=1) | ~np.isfinite(aside)
+            ahead, aside = np.where(lost[:, None], 0, ahead), np.where(lost, 0, aside)
             change = self._given(ahead, aside)
             length = self._length(slopes * change, residual, weights, ahead)
             for shorter in _SHORTER:
                 fresh = weights + length[:, None] * ahead
                 _, fallen = self._judged(z + _column(length) * change, fresh)
-                length = np.where(fallen > loss, length / shorter, length)
+                length = np.where(fallen <= loss, length, length / shorter)
             weights = weights + length[:, None] * ahead
             bias = bias + length * aside
             z = z + _column(length) * change
@@ -202,30 +206,35 @@ class _Descent:
         gain += ((weights - self._dense) * ahead * self._damping).sum(axis=1)
         curve = np.einsum("rn,rn->r", rise, rise, dtype=np.float64)
         curve += (np.square(ahead) * self._damping).sum(axis=1)
-        return np.asarray(np.clip(-gain / np.maximum(curve, _TINY), 0, _LONGEST))
+        length = np.nan_to_num(-gain / np.maximum(curve, _TINY))
+        return np.asarray(np.clip(length, 0, _LONGEST))
 
 
 def _blocks(support: Sequence[Rows]) -> list[list[Rows]]:
-    """Group outputs, some 128 together: products of a few rows are slow."""
+    """Group outputs, up to 128 together: products of a few rows are slow."""
     blocks: list[list[Rows]] = []
-    room = 0
+    rows = entries = 0
     for each in support:
         for start in range(0, len(each.rows), _ROWS):
             part = Rows(each.rows[start : start + _ROWS], each.columns)
-            if len(part.rows) > room:
+            rows, entries = rows + len(part.rows), entries + len(part.columns) ** 2
+            if not blocks or rows > _ROWS or entries > _ENTRIES:
                 blocks.append([])
-                room = _ROWS
+                rows, entries = len(part.rows), len(part.columns) ** 2
             blocks[-1].append(part)
-            room -= len(part.rows)
     return blocks
 
 
-def _inputs(
+def _chosen(
     columns: Iterator[Columns], total: int, inputs: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Return an even choice of `total` columns, in both networks, and which share that is."""
-    every = max(1, total // max(_COLUMNS, _COLUMNS_PER_INPUT * inputs))
-    chosen = [(each.dense[:, ::every], each.now[:, ::every]) for each in columns]
+    """Return a random choice of `total` columns, in both networks, and which share that is."""
+    limit = min(max(_COLUMNS, _COLUMNS_PER_INPUT * inputs), _NUMBERS // inputs)
+    rng = np.random.default_rng(total)
+    chosen = []
+    for each in columns:
+        kept = rng.random(len(each.chosen)) * total < limit
+        chosen.append((each.dense[:, kept], each.now[:, kept]))
     dense, now = (np.concatenate(parts, axis=1) for parts in zip(*chosen, strict=True))
     return dense.shape[1] / total, dense, now
 

@@ -57,13 +57,14 @@ class Fit(NamedTuple):
 
     `means` are those of the layer's inputs, in the dense and in the compressed network, and
     `lacking` is what the residual stream behind it lacks on average. All is known from as many
-    `columns` of inputs.
+    `columns` of inputs; `damping` is what each problem's Hessian has on its diagonal for that.
     """
 
     problems: tuple[Problem, ...]
     means: tuple[np.ndarray, np.ndarray]
     lacking: np.ndarray
     columns: int
+    damping: tuple[np.ndarray, ...]
 
 
 def fit(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> Fit:
@@ -84,7 +85,7 @@ def fit(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> Fit:
         gram = gram - now.columns * np.outer(means_now, means_now)
         mixed = mixed - now.columns * np.outer(means, means_now)
         lacking = lacking - now.columns * np.outer(lacking_mean, means_now)
-    problems = []
+    problems, damping = [], []
     for rows, columns in _groups(layer):
         own, between = gram[columns, columns], mixed[columns, columns]
         hessian = obs.damped(own, damp)
@@ -99,7 +100,8 @@ def fit(layer: Layer, seen: Seen, damp: float, uses: Mapping[str, int]) -> Fit:
                 f"Give more calibration samples, or a larger damp, such as {10 * damp:g}."
             ) from error
         problems.append(Problem(target, hessian))
-    return Fit(tuple(problems), (means, means_now), lacking_mean, now.columns)
+        damping.append(np.diag(hessian) - np.diag(own))
+    return Fit(tuple(problems), (means, means_now), lacking_mean, now.columns, tuple(damping))
 
 
 def settle(

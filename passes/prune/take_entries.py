@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -14,9 +15,8 @@ from tilewright.passes.prune.choose_entries import (
     cheapest_of,
     columns_of_entries,
     fits_of,
-    left_by,
     readers,
-    solver_without,
+    without,
     without_columns,
     zero_without,
 )
@@ -103,10 +103,16 @@ class Taking:
                     gone[cut.dimension] = cheapest_of(cut, [its], before, cut.gone)
             columns = columns_of_entries(cuts, gone)[layer.name]
             if self.refit:
-                solve = solver_without(columns)
-                left = np.flatnonzero(left_by(columns, layer.inputs))
-                rows = [Rows(np.arange(layer.outputs), left)]
-                settle_before_activation(layer, its, uses, solve, rows, pair, pruned)
+                left = without(columns, layer.inputs)
+                settle_before_activation(
+                    layer,
+                    its,
+                    uses,
+                    [problem.refitted(left) for problem in its.problems],
+                    [Rows(np.arange(layer.outputs), np.flatnonzero(left))],
+                    partial(pair.columns, layer, pruned),
+                    pruned,
+                )
             else:
                 zero_without(layer, columns)
         return gone

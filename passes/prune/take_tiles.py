@@ -35,7 +35,8 @@ class TakingTiles:
     """Which tiles go, and what becomes of the layers that lose them.
 
     Where there are no `magnitudes` of a layer its tiles are found by "obs", `rows` by rows or
-    globally. Without `refit` weights stay as they are but for what goes.
+    globally. Without `refit` weights stay as they are but for what goes. What removing tiles
+    of a layer alone does is known without a look behind activations, which takes far longer.
     """
 
     dense: Graph
@@ -90,11 +91,20 @@ class TakingTiles:
             for layer in members:
                 fitted = fit(layer, seen, self.damp, uses)
                 support = self._support(layer, choices[layer.name], fitted)
-                if self.refit:
-                    solve, rows = support.refitted, support.rows(layer.inputs)
-                    settle_before_activation(layer, fitted, uses, solve, rows, pair, pruned)
-                else:
+                if not self.refit:
                     layer.replace(support.masked(layer.matrix()))
+                    continue
+                solved = [support.refitted(problem) for problem in fitted.problems]
+                settle_before_activation(
+                    layer,
+                    fitted,
+                    uses,
+                    solved,
+                    support.rows(layer.inputs),
+                    # Siblings read the same, and networks are not walked further for them.
+                    partial(pair.columns, members[0], pruned),
+                    pruned,
+                )
 
     def _walks(self, layers: Sequence[Layer]) -> bool:
         """Say whether layers must be looked at on examples, to search or to refit."""

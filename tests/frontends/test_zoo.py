@@ -202,12 +202,13 @@ def test_files_of_a_qt_resource_are_read_by_path_but_for_compressed_ones(
     assert list(read_rcc(file)) == [Packed("in/a", b"first"), Packed("in/c", b"")]
 
 
-@pytest.mark.parametrize("cut", [0, 3, 19, 40, 70, 90])
-def test_a_qt_resource_that_ends_early_is_refused(tmp_path: Path, cut: int) -> None:
+def test_a_qt_resource_that_ends_early_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     file = tmp_path / "some.rcc"
-    file.write_bytes(make_rcc({"a": (0, b"first")})[:cut])
-    with pytest.raises(UnusableInput, match="it is none or ends early"):
-        list(read_rcc(file))
+    whole = make_rcc({"a": (0, b"first")})
+    for cut in range(len(whole)):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(UnusableInput, match="it is none or ends early"):
+            list(read_rcc(file))
 
 
 def test_a_model_is_built_once_and_again_when_its_file_changed(
@@ -486,7 +487,7 @@ def test_no_evaluation_data_is_calibration_data() -> None:
     assert not {s.path.stem for s in kept} & {s.path.stem for s in shown}
     photos = [{p.tobytes() for p in stamps.photos(evaluation)} for evaluation in (True, False)]
     assert not photos[0] & photos[1]
-    assert not photos[0] & {p.tobytes() for p in scenes.scenes()}
+    assert not photos[0] & {scenes.open_scene(p).tobytes() for p in scenes.scenes()}
     for text in (wordnet.gloss_text(), tokens.python_docs()):
         evaluated, calibrated = tokens.evaluation_part(text), tokens.calibration_part(text)
         assert text.index(evaluated) + len(evaluated) <= text.index(calibrated)

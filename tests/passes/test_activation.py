@@ -29,7 +29,7 @@ NUMBERS = {"zero": 0.0, "one": 1.0, "six": 6.0, "root": np.sqrt(2)}
 
 def layer_and(tail: str, inputs: int = 32, outputs: int = 16, shift: float = 0.0) -> Graph:
     """Return x -> MatMul w -> Add b -> tail; most outputs are negative with a `shift` below."""
-    used = {n: np.array(v, np.float32) for n, v in NUMBERS.items() if f"{n}" in tail}
+    used = {n: np.array(v, np.float32) for n, v in NUMBERS.items() if n in tail}
     text = f"""g (float[1,20,{inputs}] x) => (float[1,20,{outputs}] y) {{
         m = MatMul(x, w)  a = Add(m, b)  {tail}
     }}"""
@@ -144,6 +144,58 @@ def test_what_never_passes_the_bend_asks_for_nothing() -> None:
     data = data_for(graph)
     found = pruned(graph, data)
     assert not any(oracle.run(found, feeds)["y"].any() for feeds in data.feeds())
+
+
+def test_siblings_around_another_layer_see_what_they_were_fitted_on() -> None:
+    outputs = ", ".join(f"float[1,20,16] {name}" for name in ("ra", "rd", "rc"))
+    text = f"""g (float[1,20,32] x) => ({outputs}) {{
+        p = Relu(x) q = Sigmoid(x) a = MatMul(p, w) d = MatMul(q, v) c = MatMul(p, u)
+        ra = Relu(a) rd = Relu(d) rc = Relu(c)
+    }}"""
+    weights = {name: normal(32, 16, seed=i) for i, name in enumerate("wvu")}
+    graph = small_graph(text, **weights).sorted()
+    data = data_for(graph)
+    found = pruned(graph, data)
+    for feeds in data.first(5).feeds():
+        wanted, given = (oracle.run(g, feeds) for g in (graph, found))
+        for name, values in wanted.items():
+            assert np.square(given[name] - values).sum() < 0.5 * np.square(values).sum()
+
+
+CONSTANTS = {"two": np.full((1, 1, 1, 1), 2), "fifty": np.array(50), "half": np.array(0.5)}
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "s = Mul(a, two) y = Relu(s)",
+        "p = Abs(a) y = Sqrt(p)",
+        "p = Add(a, fifty) y = Pow(p, half)",
+        "y = Exp(a)",
+    ],
+)
+def test_weights_stay_finite_whatever_the_curve(tail: str) -> None:
+    used = {n: v.astype(np.float32) for n, v in CONSTANTS.items() if n in tail}
+    shape = "1,1,20,16" if "two" in used else "1,20,16"
+    text = f"g (float[1,20,32] x) => (float[{shape}] y) {{ a = MatMul(x, w) {tail} }}"
+    graph = small_graph(text, w=normal(32, 16), **used).sorted()
+    assert np.isfinite(pruned(graph, data_for(graph)).constants()["w"]).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = Gemm<alpha=0.25>(x, w, b) y = Relu(a)",
+        "a = Gemm(x, w, b) c = Gemm(x, v, b) e = Relu(a) f = Relu(c) y = Add(e, f)",
+    ],
+)
+def test_a_bias_that_is_not_the_layers_own_leaves_it_to_least_squares(text: str) -> None:
+    used = {"v": normal(8, 4, seed=2)} if "v" in text else {}
+    graph = small_graph(
+        f"g (float[2,8] x) => (float[2,4] y) {{ {text} }}", w=normal(8, 4), b=normal(4), **used
+    ).sorted()
+    for layer in linear_layers(graph):
+        assert activation_behind(layer, graph, use_counts(graph)) is None
 
 
 def test_a_layer_without_bias_gets_none() -> None:
