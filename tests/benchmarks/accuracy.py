@@ -31,7 +31,7 @@ WAYS = {
     "obs": "prune-tiles{{sparsity={0}}}",
     "any rows": "prune-tiles{{sparsity={0}}}",
     "allocated": "prune-tiles{{sparsity={0},allocate=global}}",
-    "healed": "prune-tiles{{sparsity={0},allocate=global}},heal",
+    "healed": "prune-tiles{{sparsity={0},allocate=global}},heal{{loss=squares}}",
 }
 # These take neighbouring rows into a tile, as a target does that stores vectors of channels.
 NEIGHBOURS = ("magnitude", "obs")
