@@ -1,7 +1,8 @@
 """Answers: how far another network's are from the dense one's, without labels."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,10 @@ from tilewright import oracle
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
+from tilewright.threads import spread_over_cores
+
+Outputs = Mapping[str, np.ndarray]
+Run = Callable[[Mapping[str, np.ndarray]], Outputs]  # of one sample
 
 _HOPELESS = -1e9  # agreement of answers that are not finite: JSON has no infinity
 _MOST_VALUES = 1 << 26  # of all dense answers together, which are kept
@@ -50,33 +55,36 @@ class Answers:
         Raises UnusableInput where its answers are not floats, or not finite.
         """
         self._feeds = tuple(calibration.feeds())
-        self._share = 1.0
-        self._expected: list[dict[str, _Rows]] = []
-        for index, outputs in enumerate(self._outputs(dense)):
-            floats = {name: x for name, x in outputs.items() if x.dtype.kind == "f"}
-            if not index:
-                total = len(self._feeds) * sum(x.size for x in floats.values())
-                self._share = min(1.0, _MOST_VALUES / max(total, 1))
-            kept = {name: _Rows(x.shape, self._rows(x, index)) for name, x in floats.items()}
-            if not kept or not all(np.isfinite(rows.values).all() for rows in kept.values()):
+        run = _runner(dense)
+        values = sum(x.size for x in _floats(run(self._feeds[0])).values())
+        self._share = min(1.0, _MOST_VALUES / max(len(self._feeds) * values, 1))
+
+        def kept(index: int) -> dict[str, _Rows]:
+            outputs = _floats(run(self._feeds[index]))
+            return {name: _Rows(x.shape, self._rows(x, index)) for name, x in outputs.items()}
+
+        self._expected = spread_over_cores(kept, range(len(self._feeds)))
+        for sample in self._expected:
+            if not sample or not all(
+                np.isfinite(rows.values).all() for rows in sample.values()
+            ):
                 raise UnusableInput(
                     "Answers are to be compared, but the model's are no finite floats on the "
                     "calibration data. Give other data, or leave out what compares them, such "
                     "as allocate=global."
                 )
-            self._expected.append(kept)
         self._spreads = {
             name: _spread([sample[name].values for sample in self._expected])
             for name in self._expected[0]
         }
 
-    def error(self, graph: Graph) -> float:
+    def error(self, network: Graph | Run) -> float:
         """Return the squared errors of a network's answers, added up over its outputs.
 
         Each is relative to how far the dense answers vary; infinite where answers have other
-        shapes or are not finite.
+        shapes or are not finite. The network may be a function that runs it.
         """
-        errors, _ = self._compared(graph)
+        errors, _ = self._compared(network)
         return sum(errors.values())
 
     def agreement(self, graph: Graph) -> Agreement:
@@ -84,23 +92,30 @@ class Answers:
         errors, same = self._compared(graph)
         return Agreement(max(1 - max(errors.values()), _HOPELESS), same)
 
-    def _compared(self, graph: Graph) -> tuple[dict[str, float], float | None]:
+    def _compared(self, network: Graph | Run) -> tuple[dict[str, float], float | None]:
         """Return the error of each output, and the share of samples of the same argmax."""
-        errors = dict.fromkeys(self._spreads, 0.0)
-        same = []
-        for index, outputs in enumerate(self._outputs(graph)):
+        run = _runner(network) if isinstance(network, Graph) else network
+
+        def compared(index: int) -> tuple[dict[str, float], list[bool]]:
+            outputs = run(self._feeds[index])
+            errors, same = {}, []
             for name, (shape, dense) in self._expected[index].items():
                 found = outputs[name]
-                if len(errors) == 1 and shape[-1:] == (dense.size,) and dense.size >= _CLASSES:
-                    same.append(found.argmax() == dense.argmax())
+                one = len(self._spreads) == 1
+                if one and shape[-1:] == (dense.size,) and dense.size >= _CLASSES:
+                    same.append(bool(found.argmax() == dense.argmax()))
                 squares = math.inf
                 if found.shape == shape:
                     wrong = np.subtract(self._rows(found, index), dense, dtype=float)
                     squares = float(np.square(wrong).sum())
                 relative = squares / self._spreads[name]
-                errors[name] += relative if math.isfinite(relative) else math.inf
-        every = len(same) == len(self._feeds)
-        return errors, float(np.mean(same)) if every else None
+                errors[name] = relative if math.isfinite(relative) else math.inf
+            return errors, same
+
+        every = spread_over_cores(compared, range(len(self._feeds)))
+        errors = {name: sum(errors[name] for errors, _ in every) for name in self._spreads}
+        same = [each for _, found in every for each in found]
+        return errors, float(np.mean(same)) if len(same) == len(self._feeds) else None
 
     def _rows(self, x: np.ndarray, index: int) -> np.ndarray:
         """Return those of one sample's rows along the last axis that are compared."""
@@ -111,10 +126,14 @@ class Answers:
         chosen = np.random.default_rng(index).choice(len(rows), count, replace=False)
         return rows[np.sort(chosen)]
 
-    def _outputs(self, graph: Graph) -> Iterator[dict[str, np.ndarray]]:
-        session = oracle.session(graph)
-        for feeds in self._feeds:
-            yield oracle.outputs_of(session, feeds)
+
+def _runner(graph: Graph) -> Run:
+    """Return what runs a graph: samples share the cores out among them."""
+    return partial(oracle.outputs_of, oracle.session(graph, threads=1))
+
+
+def _floats(outputs: Outputs) -> dict[str, np.ndarray]:
+    return {name: x for name, x in outputs.items() if x.dtype.kind == "f"}
 
 
 def _spread(values: list[np.ndarray]) -> float:

@@ -231,6 +231,18 @@ def with_outputs(graph: Graph, names: Sequence[str]) -> Graph:
     return edited
 
 
+def with_inputs(graph: Graph, names: Sequence[str]) -> Graph:
+    """Return the graph with these of its constants as inputs, behind those it has."""
+    edited = graph.edit()
+    tensors = edited.gs.tensors()
+    for old in (tensors[name] for name in names):
+        new = gs.Variable(old.name, old.values.dtype, list(old.values.shape))
+        for node in list(old.outputs):
+            node.inputs = [new if tensor is old else tensor for tensor in node.inputs]
+        edited.gs.inputs.append(new)
+    return edited
+
+
 def name_nodes(graph: gs.Graph) -> None:
     """Give every node a name of its own, kept where it already has one."""
     taken = {node.name for scope in _scopes(graph) for node in scope.nodes if node.name}

@@ -21,7 +21,7 @@ class Choice(NamedTuple):
 
 
 class Support(NamedTuple):
-    """Which weights stay, of a matrix whose rows are taken in some `order`.
+    """Which weights stay, of the rows of a matrix in some `order`; all of other rows.
 
     `kept` is (row tiles, column blocks) of `tile`.
     """
@@ -32,8 +32,8 @@ class Support(NamedTuple):
 
     def masked(self, matrix: np.ndarray) -> np.ndarray:
         """Return a matrix with zeros in place of what goes."""
-        result = np.empty_like(matrix)
-        mask = obs.spread(self.kept, self.tile, (matrix.shape[0], matrix.shape[1]))
+        result = matrix.copy()
+        mask = obs.spread(self.kept, self.tile, (len(self.order), matrix.shape[1]))
         result[self.order] = np.where(mask, matrix[self.order], 0)
         return result
 
@@ -48,7 +48,7 @@ class Support(NamedTuple):
 
     def refitted(self, problem: Problem) -> np.ndarray:
         """Return the best weights for a problem that are zero in place of what goes."""
-        result = np.empty_like(problem.target)
+        result = problem.target.copy()
         result[self.order] = obs.refit(
             problem.target[self.order], problem.hessian, self.tile, self.kept
         )
@@ -57,15 +57,54 @@ class Support(NamedTuple):
 
 def by_loss(problem: Problem, choice: Choice, taps: int, rows: str) -> Support:
     """Choose what hurts least by elimination (obs.py), in each row of tiles or among `rows`."""
+    layout, sparsity, _ = choice
+    if isinstance(layout, Pattern):
+        target, inverse = problem.target, np.linalg.inv(problem.hessian)
+        mask = obs.pattern_mask(target, inverse, layout, taps)
+        return Support(np.arange(len(target)), Tile(1), mask)
+    return ranked(problem, choice, rows, sparsity).support(sparsity)
+
+
+class Ranked(NamedTuple):
+    """Tiles in the order in which elimination takes them, of rows in some `order`."""
+
+    order: np.ndarray
+    tile: Tile
+    ranking: obs.Ranking
+    rows: str
+
+    def support(self, sparsity: float) -> Support:
+        """Return what a sparsity leaves, up to the one that tiles were ranked to."""
+        removed = obs.removed_of(self.ranking.blocks, sparsity)
+        everywhere = self.rows == "global"
+        without = self.ranking.without_cheapest if everywhere else self.ranking.without
+        return Support(self.order, self.tile, without(removed))
+
+    def losses(self) -> np.ndarray:
+        """Return what the layer's outputs lose without the first 1, 2, ... of each row."""
+        return np.cumsum(self.ranking.losses.sum(axis=0, dtype=np.float64))
+
+
+def ranked(
+    problem: Problem, choice: Choice, rows: str, most: float, tiles: int | None = None
+) -> Ranked:
+    """Rank tiles until a share of them, `most`, is gone; among `rows` all but one of a row.
+
+    Of more than so many rows of `tiles` only these are looked at, evenly chosen.
+    """
     layout, sparsity, gathers = choice
+    assert isinstance(layout, Tile), "of a pattern there is one choice"
     target, inverse = problem.target, np.linalg.inv(problem.hessian)
     order = np.arange(len(target))
-    if isinstance(layout, Pattern):
-        return Support(order, Tile(1), obs.pattern_mask(target, inverse, layout, taps))
     if gathers:
         order = row_order(target, np.diag(inverse), layout, sparsity)
-    choose = obs.tile_masks_by_loss if rows == "global" else obs.tile_masks
-    return Support(order, layout, choose(target[order], inverse, layout, sparsity))
+    count, blocks = layout.grid(target.shape)
+    if tiles is not None and count > tiles:
+        chosen = np.linspace(0, len(target) // layout.outputs - 1, tiles).astype(np.int64)
+        order = order[chosen[:, None] * layout.outputs + np.arange(layout.outputs)].ravel()
+    steps = blocks if rows == "global" else obs.removed_of(blocks, most)
+    found = obs.ranking(target[order], inverse, layout, steps)
+    return Ranked(order, layout, found, rows)
 
 
 def by_magnitude(magnitudes: np.ndarray, choice: Choice, taps: int) -> Support:

@@ -10,7 +10,7 @@ Which inputs go is found greedily, in float32 (elimination.py). The values do no
 rounding: they are solved for afterwards, in float64, on the support that the search found.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -48,31 +48,57 @@ def asymmetric_target(
     return np.asarray(cho_solve(cho_factor(hessian, lower=True), moved.T).T)
 
 
+class Ranking(NamedTuple):
+    """In which order tiles leave each row of tiles, of so many `blocks`, and what that costs.
+
+    `order` and `losses` are those of an Elimination, (row tiles, steps). Masks are True where a
+    tile is kept, (row tiles, blocks).
+    """
+
+    order: np.ndarray
+    losses: np.ndarray
+    blocks: int
+
+    def without(self, removed: int) -> np.ndarray:
+        """Return the mask without the first `removed` tiles of each row of tiles."""
+        return self._mask(np.full(len(self.order), removed))
+
+    def without_cheapest(self, removed: int) -> np.ndarray:
+        """Return the mask without as many, more of them from rows that lose less by it.
+
+        Every row of tiles keeps one. Frantar & Alistarh call this the global mask.
+        """
+        return self._mask(won(self.losses, len(self.order) * removed))
+
+    def _mask(self, counts: np.ndarray) -> np.ndarray:
+        """Return the mask without the first `counts` of each row's order."""
+        kept = np.ones((len(self.order), self.blocks), dtype=bool)
+        rows, steps = np.nonzero(np.arange(self.order.shape[1]) < counts[:, None])
+        kept[rows, self.order[rows, steps]] = False
+        return kept
+
+
+def ranking(weights: np.ndarray, inverse: np.ndarray, tile: Tile, steps: int) -> Ranking:
+    """Rank tiles by greedy elimination. Ties go to the lower column.
+
+    `inverse` is the inverse of the damped Hessian.
+    """
+    blocks = tile.grid(weights.shape)[1]
+    found = eliminate(weights.astype(np.float32), inverse, tile, min(steps, blocks - 1))
+    return Ranking(*found, blocks)
+
+
+def removed_of(blocks: int, sparsity: float) -> int:
+    """Return how many tiles of a row go: round(sparsity * blocks), but one stays."""
+    return min(round(sparsity * blocks), blocks - 1)
+
+
 def tile_masks(
     weights: np.ndarray, inverse: np.ndarray, tile: Tile, sparsity: float
 ) -> np.ndarray:
-    """Choose tiles by greedy elimination. Result: True where kept, (row tiles, column blocks).
-
-    `inverse` is the inverse of the damped Hessian. Each row of tiles loses
-    round(sparsity * column blocks), but for one that it keeps. Ties go to the lower column.
-    """
-    rows, blocks = tile.grid(weights.shape)
-    removed = _removed(blocks, sparsity)
-    order = eliminate(weights.astype(np.float32), inverse, tile, removed).order
-    return _mask_without(order, np.full(rows, removed), blocks)
-
-
-def tile_masks_by_loss(
-    weights: np.ndarray, inverse: np.ndarray, tile: Tile, sparsity: float
-) -> np.ndarray:
-    """Choose as many tiles as `tile_masks`, more of them from rows that lose less by it.
-
-    Every row of tiles keeps one. Frantar & Alistarh call this the global mask.
-    """
-    rows, blocks = tile.grid(weights.shape)
-    removed = _removed(blocks, sparsity)
-    order, losses = eliminate(weights.astype(np.float32), inverse, tile, blocks - 1)
-    return _mask_without(order, won(losses, rows * removed), blocks)
+    """Choose `removed_of` each row of tiles. Result: True where kept, (row tiles, blocks)."""
+    removed = removed_of(tile.grid(weights.shape)[1], sparsity)
+    return ranking(weights, inverse, tile, removed).without(removed)
 
 
 def won(losses: np.ndarray, total: int) -> np.ndarray:
@@ -101,8 +127,8 @@ def pattern_mask(
     """
     groups = pattern.groups(weights.shape[1], taps)
     removed = int(groups.limits.sum())
-    order = eliminate(weights.astype(np.float32), inverse, Tile(1), removed, groups).order
-    return _mask_without(order, np.full(len(weights), removed), weights.shape[1])
+    found = eliminate(weights.astype(np.float32), inverse, Tile(1), removed, groups)
+    return Ranking(*found, weights.shape[1]).without(removed)
 
 
 def prune(
@@ -110,14 +136,13 @@ def prune(
     hessian: np.ndarray,
     tile: Tile,
     sparsity: float,
-    choose: Callable[[np.ndarray, np.ndarray, Tile, float], np.ndarray] = tile_masks,
 ) -> np.ndarray:
     """Return the weights with `sparsity` of the tiles at zero, the rest refitted.
 
     `weights` is (outputs, inputs), `hessian` the damped (inputs, inputs). A ragged last tile
     is smaller. Result: float64.
     """
-    kept = choose(weights, np.linalg.inv(hessian), tile, sparsity)
+    kept = tile_masks(weights, np.linalg.inv(hessian), tile, sparsity)
     return refit(weights, hessian, tile, kept)
 
 
@@ -136,16 +161,24 @@ def refit(weights: np.ndarray, hessian: np.ndarray, tile: Tile, kept: np.ndarray
     """
     wide = weights.astype(np.float64)
     right = wide @ hessian
+    alive = np.repeat(kept, tile.inputs, axis=1)[:, : wide.shape[1]]
+    stays, goes = alive.sum(axis=1), (~alive).sum(axis=1)
+    # A row of tiles costs 2/3 of the cube of what stays, or of what goes with Hinv at hand.
+    spared = 2 / 3 * np.maximum(stays**3 - goes**3, 0).sum()
+    inverse = np.linalg.inv(hessian) if spared > 2 * len(hessian) ** 3 else None
     result = np.zeros_like(wide)
 
     def solve(index: int) -> None:
-        support = np.flatnonzero(np.repeat(kept[index], tile.inputs)[: wide.shape[1]])
-        if not len(support):
-            return
         part = slice(index * tile.outputs, (index + 1) * tile.outputs)
+        left, gone = np.flatnonzero(alive[index]), np.flatnonzero(~alive[index])
         # LU where Cholesky would do: numpy's lets the other threads run meanwhile.
-        solved = np.linalg.solve(hessian[np.ix_(support, support)], right[part, support].T)
-        result[part, support] = solved.T
+        if inverse is None or len(left) <= len(gone):
+            solved = np.linalg.solve(hessian[np.ix_(left, left)], right[part, left].T)
+            result[part, left] = solved.T
+        else:
+            # V = W - W_B (Hinv_BB)^-1 Hinv_B, without the inputs B.
+            lost = np.linalg.solve(inverse[np.ix_(gone, gone)], wide[part, gone].T)
+            result[part, left] = wide[part, left] - lost.T @ inverse[np.ix_(gone, left)]
 
     spread_over_cores(solve, range(len(kept)))
     return result
@@ -159,7 +192,7 @@ def smallest_tiles(weights: np.ndarray, tile: Tile, sparsity: float) -> np.ndarr
     rows, columns = padded(weights.astype(np.float64), tile)
     blocks = columns // tile.inputs
     scores = np.square(rows).sum(axis=1).reshape(len(rows), blocks, tile.inputs).sum(axis=2)
-    removed = _removed(blocks, sparsity)
+    removed = removed_of(blocks, sparsity)
     order = np.argsort(scores, axis=1, kind="stable")[:, :removed]
     kept = np.ones(scores.shape, dtype=bool)
     np.put_along_axis(kept, order, False, axis=1)
@@ -182,15 +215,3 @@ def spread(kept: np.ndarray, tile: Tile, shape: tuple[int, int]) -> np.ndarray:
     """Widen a mask of tiles to a mask of weights, (outputs, inputs)."""
     wide = np.repeat(np.repeat(kept, tile.outputs, axis=0), tile.inputs, axis=1)
     return wide[: shape[0], : shape[1]]
-
-
-def _removed(blocks: int, sparsity: float) -> int:
-    return min(round(sparsity * blocks), blocks - 1)
-
-
-def _mask_without(order: np.ndarray, counts: np.ndarray, blocks: int) -> np.ndarray:
-    """Return the mask, (row tiles, blocks), without the first `counts` of each row's order."""
-    kept = np.ones((len(order), blocks), dtype=bool)
-    rows, steps = np.nonzero(np.arange(order.shape[1]) < counts[:, None])
-    kept[rows, order[rows, steps]] = False
-    return kept

@@ -9,13 +9,17 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tilewright import oracle
 from tilewright.answers import Answers
 from tilewright.calibration import Calibration
-from tilewright.graph import Graph, constant
+from tilewright.graph import Graph, constant, with_inputs
+from tilewright.layers import linear_layers
+from tilewright.passes.prune.bias import bias_of, use_counts
 
 HELD_OUT = 4  # one calibration sample of so many judges what was fitted to the others
 _SAMPLES = 32
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of what may go, at which answers are compared
+_FEW_SHARES = (1 / 2, 1)  # where it is known how errors grow between them
 
 # A network's constants that are others than in the dense one, by name.
 Constants = Mapping[str, np.ndarray]
@@ -25,10 +29,6 @@ def changed(dense: Graph, edited: Graph) -> dict[str, np.ndarray]:
     """Return the constants of an edited graph that are others than in the dense one."""
     before = dense.constants()
     return {name: v for name, v in edited.constants().items() if v is not before[name]}
-
-
-def _as_it_is(graph: Graph) -> Graph:
-    return graph
 
 
 class Probe:
@@ -41,26 +41,46 @@ class Probe:
         """
         self._dense = dense
         self._answers = Answers(dense, calibration.first(_SAMPLES))
+        constants = dense.constants()
+        self._fed = {name: constants[name] for name in _matrices_and_biases(dense)}
+        self._session = oracle.session(with_inputs(dense, list(self._fed)), threads=1)
 
     def costs(
         self,
         without: Callable[[int], Constants],
         most: int,
-        healed: Callable[[Graph], Graph] = _as_it_is,
+        losses: np.ndarray | None = None,
+        healed: Callable[[Graph], Graph] | None = None,
     ) -> np.ndarray:
         """Return the error of the answers without the first 1 to `most` entries of a place.
 
         `without(count)` are the constants then, and `healed` is what becomes of the network.
-        Between the counts that are measured errors are interpolated.
+        Between the counts that are measured errors grow as the place's own `losses` do, or as
+        the count where those are not known.
         """
-        counts = sorted({max(1, round(share * most)) for share in _SHARES}) if most else []
-        errors = [self.error(healed(self._network_with(without(count)))) for count in counts]
+
+        def error(changes: Constants) -> float:
+            if healed is None:
+                return self.error_with(changes)
+            return self.error(healed(self._network_with(changes)))
+
+        shares = _SHARES if losses is None else _FEW_SHARES
+        counts = sorted({max(1, round(share * most)) for share in shares}) if most else []
+        errors = [error(without(count)) for count in counts]
         rising = np.maximum.accumulate([0.0, *errors])
-        return np.interp(np.arange(1, most + 1), [0, *counts], rising)
+        grown = np.arange(most + 1) if losses is None else np.append(0.0, losses[:most])
+        return np.interp(grown, grown[[0, *counts]], rising)[1:]
 
     def error_with(self, changes: Constants) -> float:
         """Return `Answers.error` of the dense network with other constants."""
-        return self.error(self._network_with(changes))
+        if not changes.keys() <= self._fed.keys():
+            return self.error(self._network_with(changes))
+        fed = {**self._fed, **changes}
+
+        def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            return oracle.outputs_of(self._session, {**feeds, **fed})
+
+        return self._answers.error(run)
 
     def error(self, graph: Graph) -> float:
         """Return `Answers.error` of a graph."""
@@ -72,3 +92,16 @@ class Probe:
         for name, values in changes.items():
             tensors[name].values = constant(name, values).values
         return graph
+
+
+def _matrices_and_biases(graph: Graph) -> list[str]:
+    """Return the constants that networks without something may be fed instead of built with.
+
+    Those of convolutions are not among them: onnxruntime lays them out when it loads a model,
+    and runs a few times slower where it cannot.
+    """
+    uses = use_counts(graph)
+    layers = [layer for layer in linear_layers(graph) if layer.node.op != "Conv"]
+    biases = [bias_of(layer, uses) for layer in layers]
+    names = [layer.weight.name for layer in layers] + [b.name for b in biases if b is not None]
+    return list(dict.fromkeys(map(str, names)))

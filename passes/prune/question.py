@@ -18,16 +18,29 @@ from tilewright.passes.prune.set_aside import Aside
 from tilewright.protocol import Report
 
 
+class Part(NamedTuple):
+    """What a removal does to a `share` of a layer's rows of tiles, the others left whole.
+
+    `losses` are how far the layer's outputs are off without the first 1, 2, ... entries.
+    """
+
+    without: Callable[[int], Constants]
+    losses: np.ndarray
+    share: float
+
+
 class Removal(NamedTuple):
     """A place, and what the network's constants are without its first so many entries.
 
-    `without` starts from the dense network. Where other places' entries are read by the same
-    layers, through a Concat, `columns` are those of each layer's matrix that go with each
-    entry, in order, and `fits` what the layers are refitted to, if they are; both by name.
+    `without` starts from the dense network. Where it takes long to find out, `part` says what
+    to probe instead. Where other places' entries are read by the same layers, through a Concat,
+    `columns` are those of each layer's matrix that go with each entry, in order, and `fits`
+    what the layers are refitted to, if they are; both by name.
     """
 
     place: Place
     without: Callable[[int], Constants]
+    part: Part | None = None
     columns: Mapping[str, np.ndarray] = {}
     fits: Mapping[str, Fit] = {}
 
@@ -62,20 +75,29 @@ class Question:
 
     def costs(self) -> list[np.ndarray]:
         """Return for each place the errors of the answers without its entries alone."""
-        return self._costs(self.probe.costs)
+
+        def of(removal: Removal) -> np.ndarray:
+            place, without, part = removal[:3]
+            if part is None:
+                return self.probe.costs(without, place.most)
+            # Rows of tiles are pruned apart from each other: their errors add up.
+            return self.probe.costs(part.without, place.most, part.losses) / part.share
+
+        return self._costs(of)
 
     def healed_costs(self) -> list[np.ndarray]:
         """Return for each place the errors that training leaves of those."""
         assert self.heal is not None, "check_allocation admits only what has no need of it"
-        return self._costs(partial(self.probe.costs, healed=self.heal))
+        costs = partial(self.probe.costs, healed=self.heal)
+        return self._costs(lambda removal: costs(removal.without, removal.place.most))
 
-    def _costs(self, costs: Callable[..., np.ndarray]) -> list[np.ndarray]:
+    def _costs(self, costs: Callable[[Removal], np.ndarray]) -> list[np.ndarray]:
         found: dict[int, np.ndarray] = {}
         for removal in self.removals():
             self.report(
                 f"probing {removal.place.name} ({len(found) + 1} of {len(self.places)})"
             )
-            found[id(removal.place)] = costs(removal.without, removal.place.most)
+            found[id(removal.place)] = costs(removal)
         return [found[id(place)] for place in self.places]
 
     @cached_property

@@ -131,4 +131,4 @@ class Taking:
             gone = {name: [its[:count]] for name, its in columns.items()}
             return without_columns(self.dense, gone, fits.get)
 
-        return Removal(place, without, columns, fits)
+        return Removal(place, without, columns=columns, fits=fits)

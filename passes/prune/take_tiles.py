@@ -1,6 +1,7 @@
 """Take tiles out of layers, as a criterion has them go, and refit what is left."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,16 +19,18 @@ from tilewright.passes.prune.choose_tiles import (
     by_loss,
     by_magnitude,
     drop_smallest,
+    ranked,
 )
 from tilewright.passes.prune.descent import settle_before_activation
 from tilewright.passes.prune.probe import changed
-from tilewright.passes.prune.question import Removal
+from tilewright.passes.prune.question import Part, Removal
 from tilewright.passes.prune.refit import Fit, fit, seen_by, settle
 from tilewright.protocol import Report
 from tilewright.segments import Pair
 
 _MOST = 0.9  # of a layer's tiles that may go
 _STEPS = 32  # in which tiles go, of all
+_ROWS_OF_TILES = 32  # that are probed, where a layer has more
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,7 @@ class TakingTiles:
             seen = seen_by(members, pair, self.dense, uses) if walks else None
             for name in (layer.name for layer in members):
                 fitted = seen and fit(dense[name], seen, self.damp, uses)
-                without = partial(self._without, name, choices[name], fitted)
-                yield Removal(places[name], without)
+                yield self._removal(dense[name], choices[name], places[name], fitted)
 
     def take(
         self,
@@ -110,23 +112,50 @@ class TakingTiles:
         """Say whether layers must be looked at on examples, to search or to refit."""
         return self.refit or any(layer.name not in self.magnitudes for layer in layers)
 
+    def _removal(
+        self, layer: Layer, choice: Choice, place: Place, fitted: Fit | None
+    ) -> Removal:
+        """Return what the constants are without columns of tiles of one layer."""
+        if fitted is None or layer.name in self.magnitudes:
+            magnitudes = self.magnitudes[layer.name]
+
+            def smallest(sparsity: float) -> Support:
+                return by_magnitude(magnitudes, choice._replace(sparsity=sparsity), layer.taps)
+
+            return Removal(place, partial(self._without, layer.name, place, fitted, smallest))
+        (problem,) = fitted.problems
+        # Which tiles go is found once for all counts, and only if it is asked.
+        rank = partial(ranked, problem, choice, self.rows, place.most / place.entries)
+        every = functools.cache(rank)
+        some = rank(_ROWS_OF_TILES)
+        share = len(some.order) / layer.outputs
+        return Removal(
+            place,
+            partial(self._without, layer.name, place, fitted, lambda s: every().support(s)),
+            Part(
+                partial(self._without, layer.name, place, fitted, some.support),
+                some.losses(),
+                share,
+            ),
+        )
+
     def _without(
-        self, name: str, choice: Choice, fitted: Fit | None, count: int
+        self,
+        name: str,
+        place: Place,
+        fitted: Fit | None,
+        support: Callable[[float], Support],
+        count: int,
     ) -> dict[str, np.ndarray]:
         """Return the constants of one layer without so many of its columns of tiles."""
         graph = self.dense.edit()
         (layer,) = (layer for layer in linear_layers(graph) if layer.name == name)
-        share = count / place_of(layer, choice.layout).entries
-        choice = choice._replace(sparsity=share)
-        if fitted is None:
-            drop_smallest(layer, self.magnitudes[name], choice)
+        left = support(count / place.entries)
+        if fitted is not None and self.refit:
+            solved = [left.refitted(problem) for problem in fitted.problems]
+            settle(layer, fitted, use_counts(graph), solved)
         else:
-            support = self._support(layer, choice, fitted)
-            if self.refit:
-                solved = [support.refitted(problem) for problem in fitted.problems]
-                settle(layer, fitted, use_counts(graph), solved)
-            else:
-                layer.replace(support.masked(layer.matrix()))
+            layer.replace(left.masked(layer.matrix()))
         return changed(self.dense, graph)
 
     def _support(self, layer: Layer, choice: Choice, fitted: Fit) -> Support:

@@ -7,7 +7,8 @@ import pytest
 from tests.graphs import THREE_LAYERS, agree, three_layers
 from tests.small_models import normal, small_graph, small_model
 from tilewright import graph as graph_module
-from tilewright.graph import Graph, constant, static_shape
+from tilewright import oracle
+from tilewright.graph import Graph, constant, static_shape, with_inputs
 
 IF = """g (float[1,4] x, bool flag) => (float[1,4] y) {
     a = Relu(x)
@@ -113,6 +114,21 @@ def test_shapes_are_inferred_although_large_weights_stay_out(
     tensors = g.infer_shapes().gs.tensors()
     assert static_shape(tensors["s"]) == (1, 16, 8)
     assert tensors["s"].dtype == np.float32
+
+
+def test_constants_can_be_made_inputs() -> None:
+    graph = small_graph(
+        "g (float[2,3] x) => (float[2,4] y) { h = MatMul(x, w)  y = Add(h, b) }",
+        w=normal(3, 4),
+        b=normal(4, seed=1),
+    )
+    opened = with_inputs(graph, ["w"])
+    assert [t.name for t in opened.inputs] == ["x", "w"]
+    assert set(opened.constants()) == {"b"}
+    assert set(graph.constants()) == {"w", "b"}
+    x, w = normal(2, 3, seed=2), normal(3, 4, seed=3)
+    found = oracle.run(opened, {"x": x, "w": w})["y"]
+    np.testing.assert_allclose(found, x @ w + graph.constants()["b"], rtol=1e-5)
 
 
 def test_an_open_dimension_is_no_static_shape() -> None:

@@ -66,6 +66,30 @@ def test_many_delayed_updates_lead_to_the_same_tiles(monkeypatch: pytest.MonkeyP
     assert (obs.tile_masks(weights, inverse, Tile(4), 0.7) == at_once).all()
 
 
+@pytest.mark.parametrize("removed", [0, 2, 12, 22, 24])
+def test_the_refit_is_that_of_least_squares_however_much_goes(removed: int) -> None:
+    """Few that go are taken away, many are left out: 64 rows make either worth its start."""
+    weights, hessian = problem(64, 24)
+    r = np.random.default_rng(removed)
+    kept = r.permuted(np.tile(np.arange(24) >= removed, (64, 1)), axis=1)
+    found = obs.refit(weights, hessian, Tile(1), kept)
+    for row, alive, own in zip(found, kept, weights, strict=True):
+        # Least squares says that what is left has no gradient.
+        gradient = (row - own) @ hessian
+        np.testing.assert_allclose(gradient[alive], 0, atol=1e-9 * np.abs(hessian).max())
+        assert not row[~alive].any()
+
+
+def test_a_ranking_knows_what_each_count_loses() -> None:
+    weights, hessian = problem(12, 24)
+    found = obs.ranking(weights, np.linalg.inv(hessian), Tile(4), 20)
+    for removed in (1, 7, 20):
+        fitted = obs.refit(weights, hessian, Tile(4), found.without(removed))
+        lost = found.losses[:, :removed].sum()
+        # The search is in float32.
+        assert lost == pytest.approx(error(weights, fitted, hessian), rel=1e-3)
+
+
 def test_greedy_removal_of_one_input_is_the_best_of_all() -> None:
     for seed in range(5):
         weights, hessian = problem(4, 8, seed)
@@ -109,7 +133,7 @@ def test_with_equal_independent_inputs_obs_is_magnitude_exactly(scale: float) ->
         found = obs.pattern_mask(weights, inverse, Pattern(2, 4), taps)
         assert (found == obs.smallest_of_pattern(weights, Pattern(2, 4), taps)).all()
     # The whole layer's smallest weights go where rows may differ.
-    everywhere = obs.tile_masks_by_loss(weights, inverse, Tile(1), 0.6)
+    everywhere = obs.ranking(weights, inverse, Tile(1), 19).without_cheapest(12)
     limit = np.sort(np.abs(weights), axis=None)[round(0.6 * 20) * 8]
     assert (everywhere == (np.abs(weights) >= limit)).all()
 
@@ -138,7 +162,8 @@ def test_rows_that_suffer_less_lose_more(tile: Tile) -> None:
     weights *= np.repeat([0.1, 1, 3], 8)[:, None]
     inverse = np.linalg.inv(hessian)
     even = obs.tile_masks(weights, inverse, tile, 0.5)
-    kept = obs.tile_masks_by_loss(weights, inverse, tile, 0.5)
+    found = obs.ranking(weights, inverse, tile, 24)
+    kept = found.without_cheapest(obs.removed_of(found.blocks, 0.5))
     assert kept.sum() == even.sum()
     assert kept.any(axis=1).all()
     third = len(kept) // 3
@@ -152,9 +177,9 @@ def test_rows_that_suffer_less_lose_more(tile: Tile) -> None:
 def test_every_row_keeps_a_tile_however_little_it_loses_by_it() -> None:
     weights, hessian = problem(8, 12)
     weights[:4] = 0
-    kept = obs.tile_masks_by_loss(weights, np.linalg.inv(hessian), Tile(4), 0.5)
+    kept = obs.ranking(weights, np.linalg.inv(hessian), Tile(4), 11).without_cheapest(6)
     assert kept.sum(axis=1).tolist() == [1, 11]
-    one = obs.tile_masks_by_loss(weights, np.linalg.inv(hessian), Tile(4, 12), 0.9)
+    one = obs.ranking(weights, np.linalg.inv(hessian), Tile(4, 12), 1).without_cheapest(0)
     assert one.all()
 
 
