@@ -1,14 +1,18 @@
 """Turn texts into the token ids that the zoo's language models read."""
 
+import ast
 import functools
 import re
+import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
+from tilewright.errors import UnusableInput
 from tilewright.frontends.zoo import minilm, smollm2
 from tilewright.frontends.zoo.cache import quiet
 from tilewright.frontends.zoo.optional import optional
@@ -19,6 +23,7 @@ WINDOW, WINDOWS = 256, 32
 EVALUATION_CHARACTERS = 60_000
 # The type of tokens in the checkpoint that stand for no text.
 CONTROL = 3
+SHORT_DOCS = 200  # characters, up to which a docstring is no text
 PURPOSE = "turning text into tokens"
 
 
@@ -80,14 +85,23 @@ def evaluation_part(whole: str) -> str:
 
 
 def calibration_part(whole: str) -> str:
-    """Return the last third of a text."""
-    return whole[len(whole) * 2 // 3 :]
+    """Return the lines of a text of which nothing is evaluated: the help has some twice."""
+    start = len(whole) // 3
+    before, _, _ = whole[:start].rpartition("\n")
+    _, _, after = whole[start + EVALUATION_CHARACTERS :].partition("\n")
+    evaluated = set(whole[len(before) : len(whole) - len(after)].split("\n")) - {""}
+    rest = (*before.split("\n"), *after.split("\n"))
+    return "\n".join(line for line in rest if line not in evaluated)
 
 
 def calibration_windows(samples: int, r: RandomState) -> NDArray[np.int64]:
-    """Return (samples, 256) windows from random lines of glosses, or of this Python's help."""
+    """Return (samples, 256) windows from random lines of three kinds of text.
+
+    They are glosses, this Python's help, and what its library says of itself.
+    """
     parts = [calibration_part(text) for text in (gloss_text(), python_docs())]
-    windows = [calibration_window(parts[r.randint(2)], r) for _ in range(samples)]
+    parts.append(library_docs())
+    windows = [calibration_window(parts[r.randint(3)], r) for _ in range(samples)]
     return np.array(windows, np.int64)
 
 
@@ -104,6 +118,33 @@ def calibration_window(text: str, r: RandomState) -> list[int]:
 def python_docs() -> str:
     """Return the help texts of this Python, paragraphs as single lines."""
     topics: dict[str, str] = optional("pydoc_data.topics", PURPOSE).topics
-    text = "\n\n".join(topics[name] for name in sorted(topics))
+    return as_lines("\n\n".join(topics[name] for name in sorted(topics)))
+
+
+@functools.cache
+def library_docs() -> str:
+    """Return what modules, classes and functions of this Python's library say of themselves.
+
+    Paragraphs are single lines. Modules alone are read, no packages: they are enough, and the
+    topics of the help are in one. Raises UnusableInput where there are no source files.
+    """
+    found = []
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(folder.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ):
+                found += [ast.get_docstring(node) or ""]
+    if not found:
+        raise UnusableInput(
+            f"zoo: calibration text is read out of Python's own library, but {folder} holds no "
+            "source files. Use a Python that was installed with them."
+        )
+    return as_lines("\n\n".join(text for text in found if len(text) > SHORT_DOCS))
+
+
+def as_lines(text: str) -> str:
+    """Return a text with each paragraph on one line."""
     paragraphs = re.split(r"\n\s*\n", text)
     return "\n\n".join(re.sub(r"\s+", " ", paragraph).strip() for paragraph in paragraphs)
