@@ -39,6 +39,13 @@ def check_positive(step: Pass, *options: str) -> None:
             raise unusable(step, option, "a positive number")
 
 
+def check_count(step: Pass, *options: str) -> None:
+    """Raise UnusableInput for what is no number of things."""
+    for option in options:
+        if vars(step)[option] < 0:
+            raise unusable(step, option, "a whole number from 0 on")
+
+
 def check_name(step: Pass, option: str, known: Collection[str]) -> None:
     """Raise UnusableInput for a name that is none of those."""
     if vars(step)[option] not in known:

@@ -12,7 +12,7 @@ from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
-from tilewright.options import check_below_one, parsed, unusable
+from tilewright.options import check_below_one, check_count, parsed, unusable
 from tilewright.passes.heal.checkpoint import checkpoint_of
 from tilewright.passes.heal.regrow import exchanged, largest, mean_squares
 from tilewright.passes.heal.training import Training, check_options, examples
@@ -75,6 +75,7 @@ class PruneGradually:
         """Raise UnusableInput where an option makes no sense."""
         check_options(self)
         check_below_one(self, "sparsity", "regrow")
+        check_count(self, "smallest")
         if not 0 <= self.start <= self.sparsity:
             raise unusable(self, "start", "a share from 0 to sparsity")
         if self.rounds < 1:

@@ -13,6 +13,7 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.options import (
     check_below_one,
+    check_count,
     check_name,
     check_positive,
     check_share,
@@ -111,6 +112,7 @@ class PruneChannels:
         if self.multiple < 1:
             raise unusable(self, "multiple", "a whole number from 1 on")
         check_positive(self, "damp")
+        check_count(self, "smallest")
 
     def check(self, context: Context, /) -> None:
         """Raise UnusableInput where criteria or allocator have not what they need."""

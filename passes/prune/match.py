@@ -13,7 +13,13 @@ from tilewright.facts import Fact
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Tile
-from tilewright.options import check_below_one, check_name, check_positive, parsed
+from tilewright.options import (
+    check_below_one,
+    check_count,
+    check_name,
+    check_positive,
+    parsed,
+)
 from tilewright.passes.prune import matching, obs
 from tilewright.passes.prune.bias import bias_of, use_counts
 from tilewright.passes.prune.layouts import layouts_of
@@ -61,6 +67,7 @@ class MatchTiles:
         check_below_one(self, "sparsity")
         check_name(self, "criterion", criteria_of(self.name))
         check_positive(self, "damp")
+        check_count(self, "smallest")
         if self.tile:
             parsed(self, "tile", Tile.parse, 'outputs x inputs, such as "4x1"')
 
@@ -141,7 +148,7 @@ class MatchTiles:
             tile, sparsity = choices[layer.name]
             scores = matching.weight_scores(layer.matrix(), diagonals[layer.name], tile.inputs)
             blocks = scores.shape[1]
-            removed = min(round(sparsity * blocks), blocks - 1)
+            removed = obs.removed_of(blocks, sparsity)
             every = np.arange(layer.outputs)[:, None]
             places[layer.name] = matching.Rows(scores, every, tile.outputs, removed)
         return places

@@ -192,6 +192,7 @@ def test_layers_that_are_not_pruned_have_no_say() -> None:
         ({"sparsity": 1.0}, "sparsity is 1.0, but must be a share"),
         ({"criterion": "luck"}, "criterion is luck"),
         ({"damp": 0.0}, "damp is 0.0, but must be a positive number"),
+        ({"smallest": -1}, "smallest is -1, but must be a whole number from 0 on"),
         ({"tile": "4"}, "tile is 4, but must be outputs x inputs"),
     ],
 )

@@ -502,6 +502,7 @@ def test_without_data_features_go_by_magnitude_and_a_note_says_so() -> None:
         ({"allocate": "fairly"}, "allocate is fairly"),
         ({"multiple": 0}, "multiple is 0"),
         ({"damp": 0.0}, "damp is 0.0"),
+        ({"smallest": -1}, "smallest is -1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:

@@ -251,6 +251,7 @@ def test_without_data_it_is_refused() -> None:
         {"tile": "4"},
         {"epochs": 0},
         {"rate": 0.0},
+        {"smallest": -1},
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:

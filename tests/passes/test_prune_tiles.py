@@ -406,6 +406,7 @@ def test_a_skipped_layer_must_exist() -> None:
         ),
         ({"tile": "2:4", "allocate": "global"}, "allocate is global, but must be"),
         ({"damp": 0.0}, "damp is 0.0, but must be a positive number"),
+        ({"smallest": -1}, "smallest is -1, but must be a whole number from 0 on"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
