@@ -10,7 +10,7 @@ import numpy as np
 from tilewright import oracle
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
-from tilewright.graph import Graph
+from tilewright.graph import Graph, static_shape
 from tilewright.threads import spread_over_cores
 
 Outputs = Mapping[str, np.ndarray]
@@ -55,7 +55,7 @@ class Answers:
         Raises UnusableInput where its answers are not floats, or not finite.
         """
         self._feeds = tuple(calibration.feeds())
-        run = _runner(dense)
+        run = _runner(dense, len(self._feeds))
         values = sum(x.size for x in _floats(run(self._feeds[0])).values())
         self._share = min(1.0, _MOST_VALUES / max(len(self._feeds) * values, 1))
 
@@ -78,25 +78,28 @@ class Answers:
             for name in self._expected[0]
         }
 
-    def error(self, network: Graph | Run) -> float:
+    def error(self, graph: Graph) -> float:
         """Return the squared errors of a network's answers, added up over its outputs.
 
         Each is relative to how far the dense answers vary; infinite where answers have other
-        shapes or are not finite. The network may be a function that runs it.
+        shapes or are not finite.
         """
-        errors, _ = self._compared(network)
+        return self.error_of(_runner(graph, len(self._feeds)))
+
+    def error_of(self, run: Run) -> float:
+        """Return `error` of a network that is loaded: `run` is called from several threads."""
+        errors, _ = self._compared(run)
         return sum(errors.values())
 
     def agreement(self, graph: Graph) -> Agreement:
         """Compare a network's answers with the dense network's."""
-        errors, same = self._compared(graph)
+        errors, same = self._compared(_runner(graph, len(self._feeds)))
         return Agreement(max(1 - max(errors.values()), _HOPELESS), same)
 
-    def _compared(self, network: Graph | Run) -> tuple[dict[str, float], float | None]:
+    def _compared(self, run: Run) -> tuple[dict[str, float], float | None]:
         """Return the error of each output, and the share of samples of the same argmax."""
-        run = _runner(network) if isinstance(network, Graph) else network
 
-        def compared(index: int) -> tuple[dict[str, float], list[bool]]:
+        def of_sample(index: int) -> tuple[dict[str, float], list[bool]]:
             outputs = run(self._feeds[index])
             errors, same = {}, []
             for name, (shape, dense) in self._expected[index].items():
@@ -106,16 +109,16 @@ class Answers:
                     same.append(bool(found.argmax() == dense.argmax()))
                 squares = math.inf
                 if found.shape == shape:
-                    wrong = np.subtract(self._rows(found, index), dense, dtype=float)
-                    squares = float(np.square(wrong).sum())
+                    wrong = np.subtract(self._rows(found, index), dense, dtype=float).ravel()
+                    squares = float(wrong @ wrong)
                 relative = squares / self._spreads[name]
                 errors[name] = relative if math.isfinite(relative) else math.inf
             return errors, same
 
-        every = spread_over_cores(compared, range(len(self._feeds)))
-        errors = {name: sum(errors[name] for errors, _ in every) for name in self._spreads}
-        same = [each for _, found in every for each in found]
-        return errors, float(np.mean(same)) if len(same) == len(self._feeds) else None
+        samples = spread_over_cores(of_sample, range(len(self._feeds)))
+        errors = {name: sum(each[name] for each, _ in samples) for name in self._spreads}
+        same = [one for _, its in samples for one in its]
+        return errors, float(np.mean(same)) if len(same) == len(samples) else None
 
     def _rows(self, x: np.ndarray, index: int) -> np.ndarray:
         """Return those of one sample's rows along the last axis that are compared."""
@@ -127,9 +130,20 @@ class Answers:
         return rows[np.sort(chosen)]
 
 
-def _runner(graph: Graph) -> Run:
-    """Return what runs a graph: samples share the cores out among them."""
-    return partial(oracle.outputs_of, oracle.session(graph, threads=1))
+def samples_kept_whole(graph: Graph) -> int:
+    """Return how many samples' answers are kept whole, at least one.
+
+    Outputs of open dimensions are taken to be small.
+    """
+    shapes = [static_shape(t) for t in graph.outputs if np.dtype(t.dtype).kind == "f"]
+    values = sum(math.prod(shape) for shape in shapes if shape is not None)
+    return max(1, _MOST_VALUES // max(values, 1))
+
+
+def _runner(graph: Graph, samples: int) -> Run:
+    """Return what runs a graph: so many samples share the cores out among them."""
+    threads = max(1, oracle.cores() // samples)
+    return partial(oracle.outputs_of, oracle.session(graph, threads))
 
 
 def _floats(outputs: Outputs) -> dict[str, np.ndarray]:

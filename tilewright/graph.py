@@ -235,11 +235,15 @@ def with_inputs(graph: Graph, names: Sequence[str]) -> Graph:
     """Return the graph with these of its constants as inputs, behind those it has."""
     edited = graph.edit()
     tensors = edited.gs.tensors()
-    for old in (tensors[name] for name in names):
-        new = gs.Variable(old.name, old.values.dtype, list(old.values.shape))
-        for node in list(old.outputs):
-            node.inputs = [new if tensor is old else tensor for tensor in node.inputs]
-        edited.gs.inputs.append(new)
+    inputs = {
+        name: gs.Variable(name, tensors[name].values.dtype, list(tensors[name].values.shape))
+        for name in names
+    }
+    for scope in edited.scopes():
+        for node in scope.nodes:
+            node.inputs = [inputs.get(tensor.name, tensor) for tensor in node.inputs]
+        scope.outputs = [inputs.get(tensor.name, tensor) for tensor in scope.outputs]
+    edited.gs.inputs.extend(inputs.values())
     return edited
 
 

@@ -17,6 +17,8 @@ from tilewright.nbits import in_floats
 
 # A message is built, serialised and parsed: three copies. Large models go through files.
 _MESSAGE_BYTES = 1 << 27
+_TOLD = 8  # feeds that an error names
+Session = ort.InferenceSession
 # onnxruntime's errors have no common base.
 RUNTIME_ERRORS = (
     state.Fail,
@@ -87,7 +89,9 @@ def outputs_of(
     try:
         return dict(zip(names, loaded.run(names, dict(feeds)), strict=True))
     except (*RUNTIME_ERRORS, ValueError) as error:
-        shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+        told = [f"{name} {value.shape}" for name, value in feeds.items()]
+        rest = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
+        shapes = ", ".join(told[:_TOLD] + rest)
         raise UnusableInput(
             f"onnxruntime cannot run the model on {shapes or 'no inputs'}: {error} "
             "Compare the names, shapes and dtypes with the model's inputs."

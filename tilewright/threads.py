@@ -23,8 +23,8 @@ _SPELLINGS = (
 def spread_over_cores(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Return [work(item) for item in items], computed on all cores, in the order of `items`.
 
-    Meant for numpy and scipy calls, which let other threads run. Each call's BLAS runs on one
-    thread, so a result does not depend on how many cores there are.
+    Meant for calls of numpy, scipy and onnxruntime, which let other threads run. Each call's
+    BLAS runs on one thread, so a result does not depend on how many cores there are.
     """
     with one_blas_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(work, items))

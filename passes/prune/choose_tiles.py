@@ -9,7 +9,9 @@ from tilewright.layout import Layout, Pattern, Tile
 from tilewright.passes.prune import obs
 from tilewright.passes.prune.descent import Rows
 from tilewright.passes.prune.joint import Problem
-from tilewright.passes.prune.matching import row_order
+from tilewright.passes.prune.matching import row_order, weight_scores
+
+_LEAST_WORTH = 1e-3  # of rows that were chosen evenly
 
 
 class Choice(NamedTuple):
@@ -21,7 +23,7 @@ class Choice(NamedTuple):
 
 
 class Support(NamedTuple):
-    """Which weights stay, of the rows of a matrix in some `order`; all of other rows.
+    """Which weights stay, of the rows of a matrix that `order` names; other rows stay whole.
 
     `kept` is (row tiles, column blocks) of `tile`.
     """
@@ -62,16 +64,21 @@ def by_loss(problem: Problem, choice: Choice, taps: int, rows: str) -> Support:
         target, inverse = problem.target, np.linalg.inv(problem.hessian)
         mask = obs.pattern_mask(target, inverse, layout, taps)
         return Support(np.arange(len(target)), Tile(1), mask)
-    return ranked(problem, choice, rows, sparsity).support(sparsity)
+    return eliminated(problem, choice, rows, sparsity).support(sparsity)
 
 
-class Ranked(NamedTuple):
-    """Tiles in the order in which elimination takes them, of rows in some `order`."""
+class Eliminated(NamedTuple):
+    """Tiles in the order in which elimination takes them, from the rows of a matrix in `order`.
+
+    `worth` is what these rows are of all, by what their cheapest tiles are worth: those that go
+    at the choice's sparsity. Weights that stay, which may be worth far more, say nothing.
+    """
 
     order: np.ndarray
     tile: Tile
     ranking: obs.Ranking
     rows: str
+    worth: float
 
     def support(self, sparsity: float) -> Support:
         """Return what a sparsity leaves, up to the one that tiles were ranked to."""
@@ -80,17 +87,23 @@ class Ranked(NamedTuple):
         without = self.ranking.without_cheapest if everywhere else self.ranking.without
         return Support(self.order, self.tile, without(removed))
 
-    def losses(self) -> np.ndarray:
-        """Return what the layer's outputs lose without the first 1, 2, ... of each row."""
+    def losses(self) -> np.ndarray | None:
+        """Return the squared errors of these rows, refitted, without 1, 2, ... tiles of each.
+
+        None where rows lose different numbers of them.
+        """
+        if self.rows == "global":
+            return None
         return np.cumsum(self.ranking.losses.sum(axis=0, dtype=np.float64))
 
 
-def ranked(
-    problem: Problem, choice: Choice, rows: str, most: float, tiles: int | None = None
-) -> Ranked:
-    """Rank tiles until a share of them, `most`, is gone; among `rows` all but one of a row.
+def eliminated(
+    problem: Problem, choice: Choice, rows: str, most: float, rows_of_tiles: int | None = None
+) -> Eliminated:
+    """Take tiles until a share of them, `most`, is gone; all but one a row with rows="global".
 
-    Of more than so many rows of `tiles` only these are looked at, evenly chosen.
+    Where there are more than so many `rows_of_tiles`, these are taken from alone, evenly
+    chosen. Rows that may stand anywhere are put together for the choice's sparsity.
     """
     layout, sparsity, gathers = choice
     assert isinstance(layout, Tile), "of a pattern there is one choice"
@@ -99,12 +112,18 @@ def ranked(
     if gathers:
         order = row_order(target, np.diag(inverse), layout, sparsity)
     count, blocks = layout.grid(target.shape)
-    if tiles is not None and count > tiles:
-        chosen = np.linspace(0, len(target) // layout.outputs - 1, tiles).astype(np.int64)
+    worth = 1.0
+    if rows_of_tiles is not None and count > rows_of_tiles:
+        whole = len(target) // layout.outputs
+        chosen = np.linspace(0, whole - 1, rows_of_tiles).astype(np.int64)
         order = order[chosen[:, None] * layout.outputs + np.arange(layout.outputs)].ravel()
+        scores = weight_scores(target, np.diag(inverse), layout.inputs)
+        going = obs.removed_of(blocks, sparsity)
+        lost = np.partition(scores, going, axis=1)[:, :going].sum(axis=1, dtype=np.float64)
+        worth = float(lost[order].sum() / lost.sum()) if lost.any() else 1.0
     steps = blocks if rows == "global" else obs.removed_of(blocks, most)
     found = obs.ranking(target[order], inverse, layout, steps)
-    return Ranked(order, layout, found, rows)
+    return Eliminated(order, layout, found, rows, max(worth, _LEAST_WORTH))
 
 
 def by_magnitude(magnitudes: np.ndarray, choice: Choice, taps: int) -> Support:

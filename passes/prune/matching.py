@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from tilewright.layout import Tile
+from tilewright.passes.prune.obs import removed_of
 
 _LEAST = 1e-6  # of the pruned mass, that an exchange must gain
 _WORTH = 1e-3  # of it, that a round of assignments must gain
@@ -99,7 +100,7 @@ def row_order(
     its place and nothing else of the network changes.
     """
     scores = weight_scores(weights, diagonal, tile.inputs)
-    removed = min(round(sparsity * scores.shape[1]), scores.shape[1] - 1)
+    removed = removed_of(scores.shape[1], sparsity)
     return order([Rows(scores, np.arange(len(scores))[:, None], tile.outputs, removed)])
 
 

@@ -5,12 +5,13 @@ and lets others fade. So the answers themselves are compared, without labels, on
 data that nothing was fitted to. That places do not disturb each other is assumed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 
 import numpy as np
 
 from tilewright import oracle
-from tilewright.answers import Answers
+from tilewright.answers import Answers, samples_kept_whole
 from tilewright.calibration import Calibration
 from tilewright.graph import Graph, constant, with_inputs
 from tilewright.layers import linear_layers
@@ -34,16 +35,26 @@ def changed(dense: Graph, edited: Graph) -> dict[str, np.ndarray]:
 class Probe:
     """The dense network and its answers on some samples."""
 
-    def __init__(self, dense: Graph, calibration: Calibration) -> None:
+    def __init__(
+        self, dense: Graph, calibration: Calibration, layers: Collection[str] = ()
+    ) -> None:
         """Run the dense network on up to 32 of the calibration samples.
 
-        Raises UnusableInput where its answers are not floats, or not finite.
+        Fewer where so many samples' answers would not be kept whole. `layers` are those, by
+        name, whose constants will be changed: where they are matrices, the network is loaded
+        once for all changes. Raises UnusableInput where its answers are not floats, or not
+        finite.
         """
         self._dense = dense
-        self._answers = Answers(dense, calibration.first(_SAMPLES))
+        count = min(_SAMPLES, samples_kept_whole(dense))
+        self._answers = Answers(dense, calibration.first(count))
         constants = dense.constants()
-        self._fed = {name: constants[name] for name in _matrices_and_biases(dense)}
-        self._session = oracle.session(with_inputs(dense, list(self._fed)), threads=1)
+        self._fed = {name: constants[name] for name in _matrices_and_biases(dense, layers)}
+
+    @cached_property
+    def _loaded(self) -> oracle.Session:
+        """The dense network, with what may be changed among its inputs."""
+        return oracle.session(with_inputs(self._dense, list(self._fed)), threads=1)
 
     def costs(
         self,
@@ -73,14 +84,14 @@ class Probe:
 
     def error_with(self, changes: Constants) -> float:
         """Return `Answers.error` of the dense network with other constants."""
-        if not changes.keys() <= self._fed.keys():
+        if not changes or not changes.keys() <= self._fed.keys():
             return self.error(self._network_with(changes))
-        fed = {**self._fed, **changes}
+        fed, loaded = {**self._fed, **changes}, self._loaded
 
         def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-            return oracle.outputs_of(self._session, {**feeds, **fed})
+            return oracle.outputs_of(loaded, {**feeds, **fed})
 
-        return self._answers.error(run)
+        return self._answers.error_of(run)
 
     def error(self, graph: Graph) -> float:
         """Return `Answers.error` of a graph."""
@@ -94,14 +105,16 @@ class Probe:
         return graph
 
 
-def _matrices_and_biases(graph: Graph) -> list[str]:
-    """Return the constants that networks without something may be fed instead of built with.
+def _matrices_and_biases(graph: Graph, layers: Collection[str]) -> list[str]:
+    """Return what of these layers is fed to the loaded network, not built into a new one.
 
     Those of convolutions are not among them: onnxruntime lays them out when it loads a model,
     and runs a few times slower where it cannot.
     """
     uses = use_counts(graph)
-    layers = [layer for layer in linear_layers(graph) if layer.node.op != "Conv"]
-    biases = [bias_of(layer, uses) for layer in layers]
-    names = [layer.weight.name for layer in layers] + [b.name for b in biases if b is not None]
+    names = []
+    for layer in linear_layers(graph):
+        if layer.name in layers and layer.node.op != "Conv":
+            bias = bias_of(layer, uses)
+            names += [layer.weight.name] + ([] if bias is None else [bias.name])
     return list(dict.fromkeys(map(str, names)))

@@ -19,30 +19,31 @@ from tilewright.protocol import Report
 
 
 class Part(NamedTuple):
-    """What a removal does to a `share` of a layer's rows of tiles, the others left whole.
+    """A removal from some of a layer's rows of tiles, the others left whole.
 
-    `losses` are how far the layer's outputs are off without the first 1, 2, ... entries.
+    `share` is what these rows are of all, by what going tiles are worth. `losses` are the
+    squared errors of their outputs without the first 1, 2, ... entries, where those are known.
     """
 
     without: Callable[[int], Constants]
-    losses: np.ndarray
     share: float
+    losses: np.ndarray | None = None
 
 
 class Removal(NamedTuple):
     """A place, and what the network's constants are without its first so many entries.
 
-    `without` starts from the dense network. Where it takes long to find out, `part` says what
-    to probe instead. Where other places' entries are read by the same layers, through a Concat,
-    `columns` are those of each layer's matrix that go with each entry, in order, and `fits`
-    what the layers are refitted to, if they are; both by name.
+    `without` starts from the dense network. Where it takes long to find out, `part` returns
+    what to probe instead. Where other places' entries are read by the same layers, through a
+    Concat, `columns` are those of each layer's matrix that go with each entry, in order, and
+    `fits` what the layers are refitted to, if they are; both by name.
     """
 
     place: Place
     without: Callable[[int], Constants]
-    part: Part | None = None
     columns: Mapping[str, np.ndarray] = {}
     fits: Mapping[str, Fit] = {}
+    part: Callable[[], Part] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,19 @@ class Question:
     def probe(self) -> Probe:
         """The dense network's answers on samples that nothing is fitted to."""
         assert self.held is not None, "check_allocation admits only what asks for no answers"
-        return Probe(self.dense, self.held)
+        layers = {name for place in self.places for name in place.layers}
+        return Probe(self.dense, self.held, layers)
 
     def costs(self) -> list[np.ndarray]:
         """Return for each place the errors of the answers without its entries alone."""
 
         def of(removal: Removal) -> np.ndarray:
-            place, without, part = removal[:3]
-            if part is None:
-                return self.probe.costs(without, place.most)
-            # Rows of tiles are pruned apart from each other: their errors add up.
-            return self.probe.costs(part.without, place.most, part.losses) / part.share
+            most = removal.place.most
+            if removal.part is None:
+                return self.probe.costs(removal.without, most)
+            # As if rows of tiles did not disturb each other, like places.
+            part = removal.part()
+            return self.probe.costs(part.without, most, part.losses) / part.share
 
         return self._costs(of)
 

@@ -19,7 +19,7 @@ from tilewright.passes.prune.choose_tiles import (
     by_loss,
     by_magnitude,
     drop_smallest,
-    ranked,
+    eliminated,
 )
 from tilewright.passes.prune.descent import settle_before_activation
 from tilewright.passes.prune.probe import changed
@@ -125,19 +125,17 @@ class TakingTiles:
             return Removal(place, partial(self._without, layer.name, place, fitted, smallest))
         (problem,) = fitted.problems
         # Which tiles go is found once for all counts, and only if it is asked.
-        rank = partial(ranked, problem, choice, self.rows, place.most / place.entries)
-        every = functools.cache(rank)
-        some = rank(_ROWS_OF_TILES)
-        share = len(some.order) / layer.outputs
-        return Removal(
-            place,
-            partial(self._without, layer.name, place, fitted, lambda s: every().support(s)),
-            Part(
-                partial(self._without, layer.name, place, fitted, some.support),
-                some.losses(),
-                share,
-            ),
+        choose = functools.cache(
+            partial(eliminated, problem, choice, self.rows, place.most / place.entries)
         )
+        without = partial(self._without, layer.name, place, fitted)
+
+        def part() -> Part:
+            some = choose(_ROWS_OF_TILES)
+            losses = some.losses() if self.refit else None
+            return Part(partial(without, some.support), some.worth, losses)
+
+        return Removal(place, partial(without, lambda s: choose().support(s)), part=part)
 
     def _without(
         self,

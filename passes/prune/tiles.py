@@ -14,6 +14,7 @@ from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Pattern, parse_layout
 from tilewright.options import (
     check_below_one,
+    check_count,
     check_name,
     check_positive,
     check_share,
@@ -51,11 +52,11 @@ class PruneTiles:
 
     `allocate` shares the tiles that go out among the layers (allocation.py): "uniform"; "erk",
     by the layers' shapes; "global", "dp" and "spdy", which measure what each layer does to the
-    network's answers (probe.py) and save `sparsity` of the multiplications in these layers;
-    "plasticity", by what training, in the pass `heal` behind, leaves of that; "entropic", by
-    how little a block changes the residual stream; "prioritized", which stops where the answers
-    agree with the dense ones to less than `floor`, 1 - their relative squared error; and
-    "sensitivity", which takes what the floor allows.
+    network's answers (probe.py; of many rows of tiles 32 speak for all), and save `sparsity` of
+    the multiplications in these layers; "plasticity", by what training, in the pass `heal`
+    behind, leaves of that; "entropic", by how little a block changes the residual stream;
+    "prioritized", which stops where the answers agree with the dense ones to less than `floor`,
+    1 - their relative squared error; and "sensitivity", which takes what the floor allows.
 
     A tile is the target's for that layer, or `tile`, such as "4x1" (outputs x inputs). Each row
     of tiles of a layer loses as many; with rows="global" those lose more that suffer less from
@@ -110,6 +111,7 @@ class PruneTiles:
         check_read(self)
         check_name(self, "rows", ("uniform", "global"))
         check_positive(self, "damp")
+        check_count(self, "smallest")
         if self.tile and isinstance(parsed(self, "tile", parse_layout, _LAYOUTS), Pattern):
             for option in ("allocate", "rows"):
                 if getattr(self, option) != "uniform":

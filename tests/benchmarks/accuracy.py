@@ -31,8 +31,10 @@ WAYS = {
     "obs": "prune-tiles{{sparsity={0}}}",
     "any rows": "prune-tiles{{sparsity={0}}}",
     "allocated": "prune-tiles{{sparsity={0},allocate=global}}",
-    "healed": "prune-tiles{{sparsity={0},allocate=global}},heal{{loss=squares}}",
+    "healed": "heal{{loss=squares}}",
 }
+# What this starts from, the dense network else.
+STARTS = {"healed": "allocated"}
 # These take neighbouring rows into a tile, as a target does that stores vectors of channels.
 NEIGHBOURS = ("magnitude", "obs")
 UNSEEN = 128  # inputs of another seed than the calibration data's
@@ -47,6 +49,12 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", help="whose tiles; nothing is quantized")
     parser.add_argument("--samples", type=int, default=512)
     args = parser.parse_args()
+    ways = args.ways.split(",")
+    for index, way in enumerate(ways):
+        if way not in WAYS:
+            parser.error(f'"{way}" is none of {", ".join(WAYS)}')
+        if way in STARTS and STARTS[way] not in ways[:index]:
+            parser.error(f'"{way}" starts from "{STARTS[way]}": name that before it in --ways')
     console = Console(as_json=False)
     source = read_model(f"zoo:{args.model}", report=console.report)
     feeds = zoo.calibration(args.model, args.samples)
@@ -54,16 +62,17 @@ def main() -> None:
     target = find_target("cpu")
     context = Context(target, data, precision=args.precision, report=console.report)
     dense = parse_pipeline(CLEAN).run(source.graph, context).graph
-    ways = args.ways.split(",")
     print(f"dense: {scored(args.model, dense, dense)}\n")
     print(f"| sparsity | {' | '.join(ways)} |\n|---|{'---|' * len(ways)}")
     for sparsity in args.sparsities.split(","):
         row = []
+        made: dict[str, Graph] = {}
         for way in ways:
             on = neighbours(target) if way in NEIGHBOURS else target
-            pipeline = parse_pipeline(WAYS[way].format(sparsity))
-            pruned = pipeline.run(dense, replace(context, target=on)).graph
-            row.append(scored(args.model, pruned, dense))
+            known = replace(context, target=on, dense=dense)
+            start = made[STARTS[way]] if way in STARTS else dense
+            made[way] = parse_pipeline(WAYS[way].format(sparsity)).run(start, known).graph
+            row.append(scored(args.model, made[way], dense))
         print(f"| {sparsity} | {' | '.join(row)} |", flush=True)
 
 

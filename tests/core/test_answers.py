@@ -7,7 +7,7 @@ import pytest
 
 from tests.small_models import normal, small_graph
 from tilewright import answers as answers_module
-from tilewright.answers import Answers
+from tilewright.answers import Answers, samples_kept_whole
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
@@ -102,3 +102,18 @@ def test_answers_of_another_shape_are_as_wrong_as_can_be() -> None:
     dense = small_graph(ROW, w=normal(8, 4))
     wide = small_graph(ROW.replace("1,4", "1,5"), w=normal(8, 5))
     assert Answers(dense, samples(dense)).error(wide) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("shape", "samples"), [("1,1024", 1 << 16), ("256,49152", 5), ("1,1,67108865", 1)]
+)
+def test_so_many_samples_are_kept_whole_as_have_2_to_the_26_answers(
+    shape: str, samples: int
+) -> None:
+    graph = small_graph(f"g (float[{shape}] x) => (float[{shape}] y) {{ y = Relu(x) }}")
+    assert samples_kept_whole(graph) == samples
+
+
+def test_open_dimensions_count_as_few_answers() -> None:
+    graph = small_graph("g (float[n,49152] x) => (float[n,49152] y) { y = Relu(x) }")
+    assert samples_kept_whole(graph) == 1 << 26

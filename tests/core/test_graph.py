@@ -131,6 +131,14 @@ def test_constants_can_be_made_inputs() -> None:
     np.testing.assert_allclose(found, x @ w + graph.constants()["b"], rtol=1e-5)
 
 
+def test_constants_that_a_branch_reads_too_can_be_made_inputs() -> None:
+    w, x = normal(4, 4), normal(1, 4, seed=2)
+    opened = with_inputs(small_graph(IF.replace("Relu(x)", "MatMul(x, w)"), w=w), ["w"])
+    for flag, expected in ((True, x @ (2 * w) @ (2 * w)), (False, -x @ (2 * w))):
+        found = oracle.run(opened, {"x": x, "flag": np.array(flag), "w": 2 * w})["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_an_open_dimension_is_no_static_shape() -> None:
     g = small_graph("g (float[n,4] x) => (float[n,4] y) { y = Relu(x) }")
     assert static_shape(g.outputs[0]) is None
