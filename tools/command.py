@@ -42,7 +42,7 @@ def fail(error: BaseException) -> NoReturn:
     if isinstance(error, TilewrightError):
         message = str(error)
     elif isinstance(error, KeyboardInterrupt):
-        message = "interrupted: nothing was written."
+        message = "interrupted: no output was written."
     elif isinstance(error, MemoryError):
         message = "the machine has too little memory for this; nothing was written."
     elif isinstance(error, OSError):

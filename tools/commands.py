@@ -1,5 +1,6 @@
 """The commands, once their arguments are parsed. Each prints through its console."""
 
+import contextlib
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from tilewright.tools.find_target import parse_pipeline
 from tilewright.tools.job import Job
 from tilewright.tools.load_artifact import inputs_of, load_any
 from tilewright.tools.measure_engines import OURS, measure_engines
+from tilewright.tools.replace_file import replacing
 from tilewright.tools.search_job import Search
 from tilewright.tools.search_plan import search_plan
 from tilewright.tools.verify_artifact import AGREES
@@ -43,7 +45,7 @@ def run_compile(job: Job, console: Console) -> None:
     with console.working():
         manifest = compile_model(job, console.report)
     console.table(("", "dense", "compiled", ""), summary_rows(manifest))
-    if job.sparsity and not manifest["pruned"]:
+    if "prune-" in manifest["pipeline"] and not manifest["plan"]["levels"]:
         console.text(f"Nothing was pruned: {_why_not(manifest)}.")
     if answers := manifest["answers"]:
         console.text(told_answers(answers))
@@ -140,13 +142,15 @@ def run_artifact(
     model: str, data: Path, output: Path | None, threads: int | None, console: Console
 ) -> None:
     """Run an artifact on every sample of a file; write or describe the outputs."""
-    with console.working():
+    place = contextlib.nullcontext() if output is None else replacing(output)
+    with console.working(), place as file:
         samples = _samples(data, model)
         run = load_any(model, count_threads(threads, console.report))
         results = [run(feeds) for feeds in samples.feeds()]
         outputs = {name: _stacked([r[name] for r in results]) for name in results[0]}
-        if output is not None:
-            _write_arrays(output, outputs)
+        if file is not None:
+            with file.open("wb") as stream:
+                np.savez(stream, **outputs)  # type: ignore[arg-type]
     rows = [
         (name, "x".join(map(str, values.shape)), values.dtype.name, *_range(values))
         for name, values in outputs.items()
@@ -374,20 +378,6 @@ def _stacked(values: Sequence[np.ndarray]) -> np.ndarray:
     """Join the outputs of all samples along a batch axis of one, or along a new axis."""
     has_batch = values[0].ndim > 0 and all(v.shape[0] == 1 for v in values)
     return np.concatenate(values) if has_batch else np.stack(values)
-
-
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-        aside.rename(path)
-    except OSError as error:
-        raise UnusableInput(
-            f'Output "{path}" cannot be written: {error}. Give another place with --output.'
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _range(values: np.ndarray) -> tuple[str, str]:

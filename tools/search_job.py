@@ -47,11 +47,6 @@ class Search:
                 f'Output "{self.file}" is a folder. Give the plan a file, such as '
                 "--output plan.json."
             )
-        if not self.file.parent.is_dir():
-            raise UnusableInput(
-                f'Output "{self.file}": the folder "{self.file.parent}" does not exist. '
-                "Create it, or give another place with --output."
-            )
 
     @property
     def file(self) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tilewright import oracle
-from tilewright.errors import UnusableInput
 from tilewright.measurement import machine
 from tilewright.plan import Plan
 from tilewright.protocol import Report, silent
@@ -25,6 +24,7 @@ from tilewright.tools.choose_levels import (
 )
 from tilewright.tools.evaluate_task import task_scores
 from tilewright.tools.judge_plan import PlanJudge
+from tilewright.tools.replace_file import replacing
 from tilewright.tools.search_job import Search
 from tilewright.tools.search_subject import SPARSITIES, Subject
 from tilewright.tools.time_levels import places_of, time_levels
@@ -39,17 +39,18 @@ def search_plan(search: Search, report: Report = silent) -> dict[str, Any]:
 
     Raises UnusableInput, PassFailed, and CannotLower.
     """
-    subject = Subject(search, report)
-    try:
-        with tempfile.TemporaryDirectory(prefix="tilewright-") as scratch:
-            found, plan = _searched(subject, PlanJudge(subject, Path(scratch)))
-        if search.evaluate and subject.source.zoo:
-            found["accuracy"] = _scores(subject, plan)
-    except KeyboardInterrupt:
-        if subject.of_answers.any() or subject.of_times.any():
-            report("what was measured is kept: the same command goes on from there")
-        raise
-    _write(plan, search.file)
+    with replacing(search.file) as file:
+        subject = Subject(search, report)
+        try:
+            with tempfile.TemporaryDirectory(prefix="tilewright-") as scratch:
+                found, plan = _searched(subject, PlanJudge(subject, Path(scratch)))
+            if search.evaluate and subject.source.zoo:
+                found["accuracy"] = _scores(subject, plan)
+        except KeyboardInterrupt:
+            if subject.of_answers.any() or subject.of_times.any():
+                report("what was measured is kept: the same command goes on from there")
+            raise
+        plan.write(file)
     return found
 
 
@@ -171,16 +172,3 @@ def _scores(subject: Subject, plan: Plan) -> list[dict[str, Any]]:
         found = task_scores(subject.source, run, subject.report)
         subject.of_answers.keep(item, found)
     return found
-
-
-def _write(plan: Plan, file: Path) -> None:
-    aside = file.with_name(f".{file.name}.part")
-    try:
-        plan.write(aside)
-        aside.rename(file)
-    except OSError as error:
-        raise UnusableInput(
-            f'Output "{file}" cannot be written: {error}. Give another place with --output.'
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)

@@ -148,7 +148,7 @@ class PruneTiles:
             grouped=self.depthwise,
             skip=self.skip,
         )
-        if context.plan is not None:
+        if context.plan is not None or self.tile:
             notes += _unexecuted(choices, context)
         layers = [layer for layer in linear_layers(pruned) if layer.name in choices]
         notes += _unread(layers, context)
@@ -215,12 +215,20 @@ def _unread(layers: Sequence[Layer], context: Context) -> list[Note]:
 
 
 def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:
-    """Note the layers whose tiles are none that the target's kernels skip."""
+    """Note, and report once, the layers whose tiles are none that the target's kernels skip."""
     target = context.target
     tiles = {order.tile for order in target.orders.get(context.precision, ())}
+    odd = {
+        name: its.layout for name, its in choices.items() if tiles and its.layout not in tiles
+    }
     known = ", ".join(sorted(map(str, tiles)))
+    if odd:
+        asked = ", ".join(sorted({str(layout) for layout in odd.values()}))
+        context.report(
+            f"prune-tiles: {target.name} skips tiles of {known}, not of {asked}: expect no "
+            f"speed in {len(odd)} of {len(choices)} layers."
+        )
     return [
         Note(name, f"tile {tile} is none that {target.name} skips ({known}): expect no speed")
-        for name, (tile, *_) in choices.items()
-        if tiles and tile not in tiles
+        for name, tile in odd.items()
     ]

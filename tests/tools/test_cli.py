@@ -277,7 +277,7 @@ def test_passes_and_targets_are_listed(run: Cli) -> None:
     assert "criterion=taylor" in listed
     assert "UniQL" in listed
     assert "    rows: one of uniform, global [uniform]\n" in listed
-    assert "    smallest: a whole number [4096]\n" in listed
+    assert "    smallest: a whole number from 0 on [4096]\n" in listed
 
 
 def test_version_and_help_need_nothing_else(run: Cli) -> None:
@@ -609,7 +609,7 @@ def test_an_interrupted_compile_leaves_the_old_artifact_and_nothing_else(
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    said = "tilewright: interrupted: nothing was written.\n"
+    said = "tilewright: interrupted: no output was written.\n"
     assert (process.returncode, err) == (128 + number, said)
     assert left_in(tmp_path) == before
     assert artifact.read(tmp_path / "out.tw")["target"] == "test"

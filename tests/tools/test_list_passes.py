@@ -30,7 +30,7 @@ def test_every_pass_is_listed_with_what_it_does_and_its_options() -> None:
         ("prune-gradually", "start", "a share from 0 to sparsity"),
         ("heal", "loss", '"cosine" or "squares"'),
         ("quantize-blocks", "block", "one of 16, 32, 64, 128, 256"),
-        ("prune-tiles", "smallest", None),
+        ("prune-tiles", "smallest", "a whole number from 0 on"),
         ("prune-tiles", "skip", None),
         ("prune-tiles", "ends", None),
     ],

@@ -1,0 +1,42 @@
+"""Files are written whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from tilewright.errors import UnusableInput
+from tilewright.tools.replace_file import replacing
+
+
+def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    with replacing(file) as aside:
+        aside.write_text("new")
+        assert not file.exists()
+    assert file.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def fail_half_way(file: Path, error: type[BaseException] | OSError) -> None:
+    with replacing(file) as aside:
+        aside.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError(28, "full")])
+def test_what_was_there_stays_when_something_fails(
+    tmp_path: Path, error: type[BaseException] | OSError
+) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text("old")
+    kind = UnusableInput if isinstance(error, OSError) else error
+    with pytest.raises(kind):
+        fail_half_way(file, error)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(tmp_path: Path) -> None:
+    refused = pytest.raises(UnusableInput, match=r"none.* does not exist\. Create it")
+    with refused, replacing(tmp_path / "none" / "plan.json"):
+        raise AssertionError("the work began")
