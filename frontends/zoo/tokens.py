@@ -100,7 +100,7 @@ def calibration_windows(samples: int, r: RandomState) -> NDArray[np.int64]:
     They are glosses, this Python's help, and what its library says of itself.
     """
     parts = [calibration_part(text) for text in (gloss_text(), python_docs())]
-    parts.append(library_docs())
+    parts.append(module_docs())
     windows = [calibration_window(parts[r.randint(3)], r) for _ in range(samples)]
     return np.array(windows, np.int64)
 
@@ -122,7 +122,7 @@ def python_docs() -> str:
 
 
 @functools.cache
-def library_docs() -> str:
+def module_docs() -> str:
     """Return what modules, classes and functions of this Python's library say of themselves.
 
     Paragraphs are single lines. Modules alone are read, no packages: they are enough, and the

@@ -494,7 +494,7 @@ def test_no_evaluation_data_is_calibration_data() -> None:
         said = {line for line in evaluated.split("\n") if len(line) > 10}
         assert len(said) > 150
         assert len(rest) > len(text) / 2
-        for calibrated in (rest, tokens.library_docs()):
+        for calibrated in (rest, tokens.module_docs()):
             assert not said & set(calibrated.split("\n"))
 
 
