@@ -120,7 +120,10 @@ def eliminated(
         scores = weight_scores(target, np.diag(inverse), layout.inputs)
         going = obs.removed_of(blocks, sparsity)
         lost = np.partition(scores, going, axis=1)[:, :going].sum(axis=1, dtype=np.float64)
-        worth = float(lost[order].sum() / lost.sum()) if lost.any() else 1.0
+        # Where nothing that goes is worth anything, rows count alike.
+        worth = (
+            float(lost[order].sum() / lost.sum()) if lost.any() else len(order) / len(target)
+        )
     steps = blocks if rows == "global" else obs.removed_of(blocks, most)
     found = obs.ranking(target[order], inverse, layout, steps)
     return Eliminated(order, layout, found, rows, max(worth, _LEAST_WORTH))

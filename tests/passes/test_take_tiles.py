@@ -33,11 +33,12 @@ def removal_of(
     gathers: bool = False,
     damp: float = 0.05,
     refit: bool = True,
+    sparsity: float = 0.5,
     magnitudes: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Removal:
     (layer,) = linear_layers(graph)
     taking = TakingTiles(graph, magnitudes, rows, refit=refit, damp=damp, seed=0)
-    choices = {layer.name: Choice(Tile(4), 0.5, gathers)}
+    choices = {layer.name: Choice(Tile(4), sparsity, gathers)}
     places = {layer.name: place_of(layer, Tile(4))}
     (found,) = taking.removals([layer], choices, places, data(graph))
     return found
@@ -76,6 +77,10 @@ def test_rows_count_by_what_their_weights_are_worth() -> None:
     assert part.share == pytest.approx(
         np.square(weights[:, chosen]).sum() / np.square(weights).sum(), rel=0.05
     )
+
+
+def test_rows_count_alike_where_hardly_anything_is_to_go() -> None:
+    assert part_of(removal_of(layer_of(256), sparsity=0.01)).share == 0.5
 
 
 def test_what_some_rows_do_is_scaled_to_all() -> None:
