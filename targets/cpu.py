@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
 from tilewright.nbits import in_floats
-from tilewright.protocol import Build, Feeds, Report, Steps, silent
+from tilewright.protocol import HOST, Build, Feeds, Report, Steps, silent
 from tilewright.target import Target
 from tilewright.targets.cpu_files import Lowered, write_files
 from tilewright.targets.cpu_program import CpuProgram, cpu_flags
@@ -65,9 +65,24 @@ class CpuBackend:
             },
         )
 
-    def load(self, folder: Path, threads: int | None = None) -> CpuProgram:
+    def find_device(self, asked: str | None) -> str:
+        """Return HOST. Raises UnusableInput where another device was asked for."""
+        if asked not in (None, HOST):
+            raise UnusableInput(
+                f'--device {asked}: artifacts for cpu run on "{HOST}", this machine. '
+                "Leave the option out, or compile for arm-edge."
+            )
+        return HOST
+
+    def load(
+        self, folder: Path, threads: int | None = None, device: str | None = None
+    ) -> CpuProgram:
         """Return a function from feeds to outputs; calls from several threads take turns."""
+        self.find_device(device)
         return CpuProgram(folder, threads)
+
+    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> None:
+        """Return None: what runs on HOST is timed beside other engines, a process each."""
 
     def steps(
         self, graph: Graph, target: Target, folder: Path, feeds: Feeds, threads: int

@@ -10,6 +10,7 @@ import numpy as np
 from tilewright.calibration import Calibration
 from tilewright.facts import Fact
 from tilewright.graph import Graph
+from tilewright.measurement import Samples
 from tilewright.plan import Plan
 from tilewright.target import Target
 from tilewright.timings import Tuning
@@ -104,6 +105,13 @@ class LayerDecision(NamedTuple):
     reason: str
 
 
+class Estimate(NamedTuple):
+    """What a model of a device says that one inference takes. Nothing was timed."""
+
+    cycles: float
+    model: str
+
+
 class Build(NamedTuple):
     """What a backend wrote: decisions for the report, nodes that run elsewhere, bytes kept."""
 
@@ -111,6 +119,7 @@ class Build(NamedTuple):
     islands: tuple[Note, ...]
     stored_bytes: int
     details: Mapping[str, str]
+    estimate: Estimate | None = None
 
 
 Executable = Callable[[Feeds], dict[str, np.ndarray]]
@@ -126,10 +135,21 @@ class Steps(NamedTuple):
     time: Callable[[], Sequence[int]]
 
 
+# The device that is this machine's own CPU: artifacts for it are timed beside other engines.
+HOST = "host"
+
+
 class Backend(Protocol):
     """Code that builds for one kind of device."""
 
     name: ClassVar[str]
+
+    def find_device(self, asked: str | None) -> str:
+        """Return where artifacts run: what a user asked for, or the best that there is.
+
+        Raises UnusableInput for what is no device of this kind, or is not there.
+        """
+        ...
 
     def build(
         self,
@@ -147,8 +167,14 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, folder: Path, threads: int | None = None) -> Executable:
-        """Return a function from feeds to outputs."""
+    def load(
+        self, folder: Path, threads: int | None = None, device: str | None = None
+    ) -> Executable:
+        """Return a function from feeds to outputs, which runs on what `find_device` finds."""
+        ...
+
+    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
+        """Time inferences on a device other than HOST; None where it is not the real one."""
         ...
 
     def steps(

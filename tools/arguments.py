@@ -12,6 +12,11 @@ THREADS = click.option(
     type=click.IntRange(min=1),
     help="Threads; every core of this process if not given.",
 )
+DEVICE = click.option(
+    "--device",
+    help="Where artifacts run; what there is depends on the target. The best that is there if "
+    "not given.",
+)
 DATA = click.option(
     "--data", type=PATH, required=True, help="Inputs: an .npz file, samples along axis 0."
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from tilewright.tools.arguments import DATA, PATH, THREADS, one_size
+from tilewright.tools.arguments import DATA, DEVICE, PATH, THREADS, one_size
 from tilewright.tools.command import command
 from tilewright.tools.console import Console
 
@@ -14,13 +14,19 @@ from tilewright.tools.console import Console
 @DATA
 @click.option("--output", "-o", type=PATH, help="Write the outputs to this .npz file.")
 @THREADS
+@DEVICE
 def run_command(
-    console: Console, artifact: str, data: Path, output: Path | None, threads: int | None
+    console: Console,
+    artifact: str,
+    data: Path,
+    output: Path | None,
+    threads: int | None,
+    device: str | None,
 ) -> None:
     """Run an artifact on every sample of a file."""
     from tilewright.tools.commands import run_artifact
 
-    run_artifact(artifact, data, output, threads, console)
+    run_artifact(artifact, data, output, threads, device, console)
 
 
 @command("verify")
@@ -28,11 +34,14 @@ def run_command(
 @click.argument("b")
 @DATA
 @THREADS
-def verify_command(console: Console, a: str, b: str, data: Path, threads: int | None) -> None:
+@DEVICE
+def verify_command(
+    console: Console, a: str, b: str, data: Path, threads: int | None, device: str | None
+) -> None:
     """Compare the outputs of two artifacts or .onnx files; exit 1 where they disagree."""
     from tilewright.tools.commands import run_verify
 
-    run_verify(a, b, data, threads, console)
+    run_verify(a, b, data, threads, device, console)
 
 
 @command("bench")
@@ -74,14 +83,20 @@ def bench_command(
 @click.argument("model")
 @click.option("--task", required=True, help="A task; `tilewright zoo list` shows them.")
 @THREADS
+@DEVICE
 @click.option("--limit", type=int, help="Only the first so many samples.")
 def eval_command(
-    console: Console, model: str, task: str, threads: int | None, limit: int | None
+    console: Console,
+    model: str,
+    task: str,
+    threads: int | None,
+    device: str | None,
+    limit: int | None,
 ) -> None:
     """Score MODEL, an artifact, an .onnx file or zoo:NAME, on a labelled task."""
     from tilewright.tools.commands import run_eval
 
-    run_eval(model, task, threads, limit, console)
+    run_eval(model, task, threads, device, limit, console)
 
 
 @command("reproduce")

@@ -6,6 +6,7 @@ import click
 
 from tilewright.tools.arguments import (
     CALIBRATION,
+    DEVICE,
     EVALUATE,
     PATH,
     PRECISION,
@@ -46,6 +47,7 @@ from tilewright.tools.console import Console
     "is not computed.",
 )
 @THREADS
+@DEVICE
 @SEED
 @click.option(
     "--tune",

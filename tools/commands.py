@@ -139,13 +139,18 @@ def _why_not(manifest: Mapping[str, Any]) -> str:
 
 
 def run_artifact(
-    model: str, data: Path, output: Path | None, threads: int | None, console: Console
+    model: str,
+    data: Path,
+    output: Path | None,
+    threads: int | None,
+    device: str | None,
+    console: Console,
 ) -> None:
     """Run an artifact on every sample of a file; write or describe the outputs."""
     place = contextlib.nullcontext() if output is None else replacing(output)
     with console.working(), place as file:
         samples = _samples(data, model)
-        run = load_any(model, count_threads(threads, console.report))
+        run = load_any(model, count_threads(threads, console.report), device)
         results = [run(feeds) for feeds in samples.feeds()]
         outputs = {name: _stacked([r[name] for r in results]) for name in results[0]}
         if file is not None:
@@ -168,13 +173,21 @@ def run_artifact(
 
 
 def run_verify(
-    first: str, second: str, data: Path, threads: int | None, console: Console
+    first: str,
+    second: str,
+    data: Path,
+    threads: int | None,
+    device: str | None,
+    console: Console,
 ) -> None:
     """Compare two models on the samples of a file. Raises CheckFailed where they disagree."""
     with console.working():
         samples = _samples(data, first)
         threads = count_threads(threads, console.report)
-        a, b = load_any(first, threads), load_any(second, threads)
+        a, b = (
+            load_any(model, threads, device if Path(model).is_dir() else None)
+            for model in (first, second)
+        )
         found = [compare(a(feeds), b(feeds)) for feeds in samples.feeds()]
     worst: Difference = max(found, key=lambda each: each.max_rel_error)
     agree = worst.within(AGREES)
@@ -248,11 +261,18 @@ def run_bench(
 
 
 def run_eval(
-    model: str, task: str, threads: int | None, limit: int | None, console: Console
+    model: str,
+    task: str,
+    threads: int | None,
+    device: str | None,
+    limit: int | None,
+    console: Console,
 ) -> None:
     """Score a model on a labelled task."""
     with console.working():
-        score = evaluate_task(model, task, threads=threads, limit=limit, report=console.report)
+        score = evaluate_task(
+            model, task, threads=threads, device=device, limit=limit, report=console.report
+        )
     extra = ", ".join(f"{name} {value:.4g}" for name, value in score["extra"].items())
     console.text(
         f"{task}: {score['metric']} {score['value']:.4g} (n={score['n']})"

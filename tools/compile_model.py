@@ -22,7 +22,7 @@ from tilewright.measurement import machine, versions
 from tilewright.memory import return_freed_memory
 from tilewright.pipeline import Pipeline, Run
 from tilewright.plan import Level, Plan, Value, channels_of, empty_tiles
-from tilewright.protocol import Build, Context, Executable, Report, silent
+from tilewright.protocol import HOST, Build, Context, Executable, Report, silent
 from tilewright.random_feeds import random_feeds
 from tilewright.sizes import Sizes
 from tilewright.target import Target
@@ -30,7 +30,7 @@ from tilewright.timings import Tuning
 from tilewright.tools.compare_answers import compare_answers
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.evaluate_task import task_scores
-from tilewright.tools.find_target import check_backend, find_backend, find_target
+from tilewright.tools.find_target import find_backend, find_target
 from tilewright.tools.job import Job
 from tilewright.tools.measure_engines import OURS, measure_engines
 from tilewright.tools.read_model import Source, read_calibration, read_model
@@ -52,7 +52,7 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
     PassFailed; CannotLower; CheckFailed where the artifact's answers are not its model's.
     The folder is then as it was before.
     """
-    settled = target, pipeline, _, threads, _ = _settle(job, report)
+    settled = target, pipeline, _, threads, device, _ = _settle(job, report)
     stages = _Stages()
     with artifact.writing(job.folder) as folder:
         with stages("read"):
@@ -61,20 +61,25 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
             _check_mask(job, source)
         resizing = _resizing(job, settled, report)
         built = _build(job, settled, source, resizing, folder, stages, report)
-        load = partial(find_backend(target.backend).load, folder, threads)
+        load = partial(find_backend(target.backend).load, folder, threads, device)
         with stages("verify"):
             verified, sizes = _verified(
                 job, source, pipeline, resizing, folder / artifact.MODEL, built, load()
             )
         manifest = {
             **_identity(job, source, target, pipeline),
+            "device": device,
             **built.figures,
             "verified": verified,
             "sizes": None if sizes is None else sizes.as_json(),
         }
         with stages("latency"):
             feeds = built.feeds[0] if sizes is None else sizes.whole(built.feeds[0])
-            manifest["latency"] = _latency(source, folder, manifest, feeds, threads, report)
+            manifest["latency"] = (
+                _latency_here(source, folder, manifest, feeds, threads, report)
+                if device == HOST
+                else _latency_there(target, folder, feeds, threads, device)
+            )
         with stages("evaluate"):
             run = load() if sizes is None else partial(sizes.run, load())
             manifest["accuracy"] = (
@@ -99,18 +104,19 @@ class _Settled(NamedTuple):
     pipeline: Pipeline
     plan: Plan | None
     threads: int
+    device: str
     tuning: Tuning | None
 
 
 def _settle(job: Job, report: Report) -> _Settled:
     target = find_target(job.target)
     check_precision(target, job.precision)
-    check_backend(target.backend)
+    device = find_backend(target.backend).find_device(job.device)
     plan = None if job.plan is None else Plan.read(job.plan)
     pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, job.precision, report)
     report(f"pipeline: {str(pipeline) or 'no passes'}")
     threads = count_threads(job.threads, report) or oracle.cores()
-    return _Settled(target, pipeline, plan, threads, job.tuning(threads))
+    return _Settled(target, pipeline, plan, threads, device, job.tuning(threads))
 
 
 class _Built(NamedTuple):
@@ -180,7 +186,7 @@ def _build(
     stages: _Stages,
     report: Report,
 ) -> _Built:
-    target, pipeline, plan, _, tuning = settled
+    target, pipeline, plan, _, _, tuning = settled
     with stages("calibrate"):
         calibration = read_calibration(source, job.calibration, job.seed, report)
         context = Context(
@@ -262,6 +268,9 @@ def _figures(
             for note in notes
         ],
         "details": dict(build.details),
+        "estimated_cycles": None
+        if build.estimate is None
+        else {"value": build.estimate.cycles, "model": build.estimate.model},
     }
 
 
@@ -309,7 +318,7 @@ def _empty_share(layer: Layer, tile: Tile, gathers: bool) -> float:
     return float(empty_tiles(zeros, tile, gathers).mean()) if zeros.size else 0.0
 
 
-def _latency(
+def _latency_here(
     source: Source,
     folder: Path,
     manifest: Mapping[str, Any],
@@ -329,3 +338,17 @@ def _latency(
         "dense": {"engine": "onnxruntime", **dense},
         "ratio": round(contest.ratio("onnxruntime"), 4),
     }
+
+
+def _latency_there(
+    target: Target,
+    folder: Path,
+    feeds: Mapping[str, np.ndarray],
+    threads: int,
+    device: str,
+) -> dict[str, Any] | None:
+    """Return the latency on a device beside this machine; None where it is not the real one."""
+    samples = find_backend(target.backend).time(folder, feeds, threads, device)
+    if samples is None:
+        return None
+    return {**samples.as_json(), "device": device, "threads": threads}

@@ -18,6 +18,7 @@ def evaluate_task(
     task: str,
     *,
     threads: int | None = None,
+    device: str | None = None,
     limit: int | None = None,
     report: Report = silent,
 ) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def evaluate_task(
         raise UnknownName("task", task, zoo.TASKS)
     if limit is not None and limit < 1:
         raise UnusableInput(f"--limit {limit}: it is a number of samples, at least 1.")
-    loaded = load_any(model, threads)
+    loaded = load_any(model, threads, device)
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
         try:

@@ -30,6 +30,7 @@ class Job:
     dims: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
     mask: str | None = None
     threads: int | None = None
+    device: str | None = None
     seed: int = 0
     tune: str = "0"
     output: Path | None = None

@@ -29,8 +29,10 @@ _DTYPES: dict[str, type] = {
 }
 
 
-def load(path: str | Path, threads: int | None = None) -> Executable:
+def load(path: str | Path, threads: int | None = None, device: str | None = None) -> Executable:
     """Return a function that runs an artifact: from arrays by input name to outputs by name.
+
+    `device` is where it runs, as for --device; the best that is there if not given.
 
     Every file is checked against its sha256 first. Raises DamagedArtifact where one differs.
     """
@@ -38,16 +40,21 @@ def load(path: str | Path, threads: int | None = None) -> Executable:
         raise UnusableInput(f"threads is {threads}; give a whole number from 1 on.")
     folder = Path(path)
     manifest = artifact.read(folder)
-    executable = find_backend(manifest["backend"]).load(folder, threads)
+    executable = find_backend(manifest["backend"]).load(folder, threads, device)
     if manifest.get("sizes") is None:
         return executable
     return partial(Sizes.from_json(manifest["sizes"]).run, executable)
 
 
-def load_any(model: str, threads: int | None = None) -> Executable:
+def load_any(model: str, threads: int | None = None, device: str | None = None) -> Executable:
     """Load an artifact, an .onnx file or "zoo:NAME"; the latter two run in onnxruntime."""
     if Path(model).is_dir():
-        return load(model, threads)
+        return load(model, threads, device)
+    if device is not None:
+        raise UnusableInput(
+            f"--device {device}: it is for artifacts, and {model} is none; onnxruntime runs it "
+            "on this machine. Leave the option out, or compile the model."
+        )
     return _onnxruntime(open_onnx(model_file(model)[0], threads))
 
 

@@ -42,14 +42,18 @@ def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
     size, parameters = manifest["bytes"], manifest["parameters"]
     rows = []
     if latency := manifest.get("latency"):
-        dense = latency["dense"]
+        dense = latency.get("dense")
         rows.append(
             (
                 f"latency, median ({_counted(latency['threads'], 'thread')})",
-                f"{dense['median_ms']:.2f} ms ({dense['engine']})",
+                f"{dense['median_ms']:.2f} ms ({dense['engine']})" if dense else "",
                 f"{latency['median_ms']:.2f} ms",
-                f"{latency['ratio']:.2f}x as fast",
+                f"{latency['ratio']:.2f}x as fast" if dense else f"on {latency['device']}",
             )
+        )
+    if estimate := manifest.get("estimated_cycles"):
+        rows.append(
+            ("estimated cycles", "", f"{estimate['value']:,.0f}", f"model: {estimate['model']}")
         )
     rows += [
         (

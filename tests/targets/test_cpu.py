@@ -109,6 +109,12 @@ def test_gemm_with_every_attribute(isa: str) -> None:
     assert islands(made) == ["Gemm_2"]  # transA
 
 
+def test_an_artifact_for_cpu_runs_on_this_machine_alone() -> None:
+    assert CpuBackend().find_device(None) == "host"
+    with pytest.raises(UnusableInput, match=r'--device qemu: .* run on "host"'):
+        CpuBackend().find_device("qemu")
+
+
 def test_batch_normalization_left_as_it_is() -> None:
     graph = graph_of(
         "g (float[2,5,6,7] x) => (float[2,5,6,7] y)"

@@ -10,9 +10,19 @@ import numpy as np
 import onnx
 
 from tilewright import oracle
+from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
-from tilewright.protocol import Build, Executable, Feeds, LayerDecision, Report, Steps
+from tilewright.measurement import Samples
+from tilewright.protocol import (
+    HOST,
+    Build,
+    Executable,
+    Feeds,
+    LayerDecision,
+    Report,
+    Steps,
+)
 from tilewright.target import Target
 from tilewright.timings import Tuning
 
@@ -49,7 +59,17 @@ class Faithful:
         )
         return Build(decisions, (), (folder / "weights.bin").stat().st_size, {})
 
-    def load(self, folder: Path, threads: int | None = None) -> Executable:
+    def find_device(self, asked: str | None) -> str:
+        if asked not in (None, HOST):
+            raise UnusableInput(f"--device {asked}: there is none")
+        return HOST
+
+    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
+        raise AssertionError("HOST is timed beside other engines")
+
+    def load(
+        self, folder: Path, threads: int | None = None, device: str | None = None
+    ) -> Executable:
         session = oracle.session(onnx.load(folder / "model.onnx"), threads)
         return lambda feeds: oracle.outputs_of(session, feeds)
 
@@ -68,8 +88,10 @@ class Wrong(Faithful):
 
     name: ClassVar[str] = "wrong"
 
-    def load(self, folder: Path, threads: int | None = None) -> Executable:
-        right = super().load(folder, threads)
+    def load(
+        self, folder: Path, threads: int | None = None, device: str | None = None
+    ) -> Executable:
+        right = super().load(folder, threads, device)
 
         def run(feeds: Feeds) -> dict[str, np.ndarray]:
             found: Mapping[str, np.ndarray] = right(feeds)

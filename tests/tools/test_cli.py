@@ -244,6 +244,23 @@ def test_run_verify_and_bench_take_the_artifact(
     assert (ended.code, ended.json()["agree"]) == (0, True)
 
 
+def test_a_device_that_the_target_does_not_run_on_is_refused_before_any_work(
+    run: Cli, model: Path, target: str, tmp_path: Path
+) -> None:
+    ended = run("compile", model, "--target", target, "--device", "qemu")
+    assert (ended.code, ended.err) == (2, "tilewright: --device qemu: there is none\n")
+    assert not (tmp_path / "model.faithful.tw").exists()
+
+
+def test_a_device_is_refused_for_what_onnxruntime_runs(
+    run: Cli, model: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "d.npz", x=normal(3, 8))
+    ended = run("run", model, "--data", "d.npz", "--device", "qemu")
+    assert ended.code == 2
+    assert "--device qemu: it is for artifacts" in ended.err
+
+
 def test_verify_exits_1_where_two_models_disagree(
     run: Cli, model: Path, tmp_path: Path
 ) -> None:

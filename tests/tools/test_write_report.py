@@ -27,3 +27,26 @@ def test_the_summary_sets_dense_beside_compiled() -> None:
 def test_without_a_measured_latency_there_is_no_row_for_it() -> None:
     unmeasured = {key: value for key, value in MANIFEST.items() if key != "latency"}
     assert summary_rows(unmeasured)[0][0] == "weights on disk"
+
+
+def test_a_latency_of_another_device_stands_alone_and_names_it() -> None:
+    board = {"median_ms": 7.0, "threads": 4, "device": "rpc://pi5:9090"}
+    assert summary_rows(MANIFEST | {"latency": board})[0] == (
+        "latency, median (4 threads)",
+        "",
+        "7.00 ms",
+        "on rpc://pi5:9090",
+    )
+
+
+def test_an_estimate_is_told_with_the_model_that_made_it() -> None:
+    estimated = MANIFEST | {
+        "latency": None,
+        "estimated_cycles": {"value": 1_234_567.0, "model": "llvm-mca neoverse-n1"},
+    }
+    assert summary_rows(estimated)[0] == (
+        "estimated cycles",
+        "",
+        "1,234,567",
+        "model: llvm-mca neoverse-n1",
+    )
