@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilewright import artifact, oracle
+from tilewright.cache import cache_folder
 from tilewright.cost import parameter_bytes, parameter_counts
 from tilewright.errors import UnknownName
 from tilewright.frontends.onnx_file import read_onnx
-from tilewright.frontends.zoo import cache_folder
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Pattern, Tile, parse_layout

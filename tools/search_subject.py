@@ -9,10 +9,10 @@ from pathlib import Path
 import tilewright
 from tilewright import oracle
 from tilewright.answers import Answers
+from tilewright.cache import cache_folder
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.findings import Findings
-from tilewright.frontends.zoo import cache_folder
 from tilewright.graph import Graph
 from tilewright.layout import Tile
 from tilewright.measurement import Samples, machine, versions

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,9 @@ from tvm import relax, tirx
 from tilewright import oracle
 from tilewright.protocol import Report
 from tilewright.targets.kernels.pen import Isa, bases_of, dtype_of, write_prim_func
+from tilewright.targets.link import Link
 from tilewright.targets.lower.program import Call, Kernel
 from tilewright.targets.lower.window import Buffer
-
-# Links object files into a shared library: (output, objects, options).
-Link = Callable[[str, Sequence[str], Sequence[str] | None], None]
 
 
 class Piece(NamedTuple):
@@ -53,7 +51,9 @@ def compile_library(
                 report(f"compiled {index + 1} of {len(kernels)} kernels")
 
         executable = tvm.compile(relax_module(pieces, names), target=llvm_target(isa))
-        executable.export_library(str(path), fcompile=_LinkWith(list(map(str, objects)), link))
+        executable.export_library(
+            str(path), fcompile=_LinkWith(list(map(str, objects)), link, isa)
+        )
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class _LinkWith:
 
     kernels: list[str]
     link: Link
+    isa: Isa
 
     def __call__(self, output: str, exported: Sequence[str], options: Any = None) -> None:
         # The module that imports the virtual machine's is an empty C source.
@@ -73,7 +74,7 @@ class _LinkWith:
         self.link(output, [*objects, *self.kernels], None)
 
     def get_target_triple(self) -> str:
-        return str(tvm.target.codegen.llvm_get_system_triple())
+        return self.isa.triple or str(tvm.target.codegen.llvm_get_system_triple())
 
 
 def relax_module(pieces: Sequence[Piece], names: Sequence[str]) -> tvm.IRModule:
@@ -120,8 +121,9 @@ def _function_name(kernel: Kernel) -> str:
 def llvm_target(isa: Isa) -> Any:
     """Return TVM's target for an instruction set."""
     features = [f"+{feature}" for feature in isa.features]
+    machine = {"mtriple": isa.triple} if isa.triple else {}
     return tvm.target.Target(
-        {"kind": "llvm", "mcpu": isa.mcpu, "mattr": features, "opt-level": 3}
+        {"kind": "llvm", "mcpu": isa.mcpu, "mattr": features, "opt-level": 3, **machine}
     )
 
 
