@@ -1,8 +1,6 @@
 """The arm-edge backend: the tile kernels for NEON, cross-compiled, and run on a board."""
 
-import contextlib
 import json
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,27 +11,34 @@ from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
 from tilewright.measurement import Samples
 from tilewright.nbits import in_floats
-from tilewright.protocol import Build, Feeds, Report, silent
+from tilewright.protocol import Build, Estimate, Feeds, Report, Steps, silent
 from tilewright.target import Target
-from tilewright.targets.board.held import INDICES, Emulation, HeldBoard, hold
-from tilewright.targets.board.make import board_programs
-from tilewright.targets.board.place import QEMU, parse_place
+from tilewright.targets.board.estimate import (
+    Core,
+    as_json,
+    estimate_cycles,
+    missing_tools,
+)
+from tilewright.targets.board.held import INDICES
+from tilewright.targets.board.loaded import MACHINE, LoadedOnBoard, tools_for, write_machine
+from tilewright.targets.board.place import QEMU, TRACKER, parse_place
+from tilewright.targets.board.tracker import free_boards
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.link import Toolchain
 from tilewright.targets.lower.lower_graph import lowering_of
-from tilewright.targets.lower.program import Pool, Program, segments
+from tilewright.targets.lower.module import function_name
+from tilewright.targets.lower.program import Call, Part, Pool, Program, nodes_of, segments
 from tilewright.targets.lower.sites import estimated
 from tilewright.targets.program_files import (
-    PROGRAM,
     Lowered,
     Storage,
+    Written,
     read_json,
     write_files,
 )
 from tilewright.timings import Tuning
 
-MACHINE = "machine.json"  # of an artifact: what it was compiled for
-_LEAST_RUNS, _SECONDS = 20, 3.0  # of a timing
+ESTIMATE = "estimate.json"  # of an artifact: the cycles that it is estimated to take
 
 
 class ArmBackend:
@@ -54,25 +59,25 @@ class ArmBackend:
         `graphs` are one model at several shapes of its inputs. Raises CannotLower where a node
         has no kernel: a board has nothing else to run it.
         """
-        isa = isa_of(target)
+        if tuning is not None:
+            raise UnusableInput(
+                f"--tune times kernels on this machine, and {target.name} is another one. "
+                "Leave the option out; what is faster is estimated."
+            )
         report("lowering")
         pool = Pool()
         lowered = []
-        for graph in map(in_floats, graphs):
-            program = lowering_of(graph, target, isa, report)(estimated)
-            _check_islands(program, target)
+        for graph in graphs:
+            program = _lowered(graph, target, report)
             lowered.append(Lowered(program, segments(program), graph, pool.take(program)))
-        storage = Storage(Toolchain(isa.triple).link_shared, INDICES, np.ndarray.tobytes)
-        written = write_files(lowered, pool, target, isa, storage, folder, report)
-        machine = {"triple": isa.triple, **target.settings["emulated"]}
-        (folder / MACHINE).write_text(json.dumps(machine) + "\n", encoding="utf-8")
+        written = _write(lowered, pool, target, folder, report)
         first = lowered[0].program
         return Build(
             layers=tuple(first.layers),
             islands=(),
             stored_bytes=written.stored_bytes,
             details={
-                "isa": isa.name,
+                "isa": isa_of(target).name,
                 "calls": str(len(first.steps)),
                 "arena_bytes": str(written.arena_bytes),
             },
@@ -84,50 +89,63 @@ class ArmBackend:
 
     def load(
         self, folder: Path, threads: int | None = None, device: str | None = None
-    ) -> "BoardProgram":
+    ) -> LoadedOnBoard:
         """Return a function from feeds to outputs that runs on a board, which it holds."""
-        return BoardProgram(folder, threads, self.find_device(device))
+        return LoadedOnBoard(folder, threads, parse_place(device))
+
+    def estimate(self, folder: Path, target: Target, report: Report) -> Estimate | None:
+        """Estimate the cycles of one core, and write where they go into `estimate.json`."""
+        if missing := missing_tools():
+            report(f"no estimate of cycles, for want of tools: apt-get install {missing}")
+            return None
+        emulated = target.settings["emulated"]
+        core = Core(emulated["llvm_mca_cpu"], tuple(emulated["l1"]), tuple(emulated["l2"]))
+        report("estimating cycles: counting instructions in QEMU")
+        cycles = estimate_cycles(folder, *tools_for(folder), core)
+        described = as_json(cycles, core, read_json(folder / MACHINE)["kernels"])
+        content = json.dumps(described, indent=1)
+        (folder / ESTIMATE).write_text(content + "\n", encoding="utf-8")
+        return Estimate(described["cycles"], described["model"])
 
     def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
         """Time inferences on a board, by its own clock; the emulator has none."""
         if device == QEMU:
             return None
-        program = BoardProgram(folder, threads, device)
-        program(feeds)
-        return program.time()
+        loaded = self.load(folder, threads, device)
+        loaded(feeds)
+        return loaded.time()
 
+    def steps(
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        feeds: Feeds,
+        threads: int,
+        device: str,
+    ) -> Steps:
+        """Build a model so that each of its kernels is timed on a board.
 
-class BoardProgram:
-    """An artifact at work on a board, which is held until this object is gone."""
-
-    def __init__(self, folder: Path, threads: int | None, device: str) -> None:
-        """Upload the artifact. Raises BoardFailed where there is no board."""
-        machine = read_json(folder / MACHINE)
-        described = read_json(folder / PROGRAM)["programs"][0]
-        self._inputs = described["inputs"]
-        stack = contextlib.ExitStack()
-        programs = board_programs(machine["triple"], silent)
-        emulation = Emulation(machine["qemu_cpu"], f"/usr/{machine['triple']}")
-        self.board: HeldBoard = stack.enter_context(
-            hold(parse_place(device), programs, emulation)
-        )
-        weakref.finalize(self, stack.close)
-        self.number = self.board.open(folder, list(described["outputs"]), threads or 0)
-
-    def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Run one inference. Raises UnusableInput where feeds do not fit the model."""
-        if unknown := set(feeds) - set(self._inputs):
+        Raises CannotLower, and UnusableInput where the device has no clock.
+        """
+        if device == QEMU:
             raise UnusableInput(
-                f"There is no input {sorted(unknown)}; "
-                f"this artifact takes {sorted(self._inputs)}."
+                "Kernels are to be timed, and QEMU has no clock that says what a board takes. "
+                "Give --device rpc://HOST:PORT of a board."
             )
-        return self.board.run(self.number, {k: np.asarray(v) for k, v in feeds.items()})
+        program = _lowered(graph, target, silent)
+        parts: list[Part] = [[step] for step in program.steps if isinstance(step, Call)]
+        pool = Pool()
+        lowered = [Lowered(program, parts, graph, pool.take(program))]
+        _write(lowered, pool, target, folder, silent)
+        loaded = self.load(folder, threads, device)
+        loaded(feeds)
+        return Steps(nodes_of(parts), loaded.time_parts)
 
-    def time(self) -> Samples:
-        """Time runs on the latest inputs, for some seconds."""
-        once = max(self.board.time(self.number, 3))
-        repeats = max(_LEAST_RUNS, min(1000, int(_SECONDS * 1e9 / max(once, 1))))
-        return Samples(self.board.time(self.number, repeats))
+    def boards(self, device: str) -> int:
+        """Return how many boards are free at a place; one at least, which may come back."""
+        place = parse_place(device)
+        return max(1, free_boards(place)) if place.kind == TRACKER else 1
 
 
 def isa_of(target: Target) -> Isa:
@@ -151,7 +169,9 @@ def isa_of(target: Target) -> Isa:
         ) from error
 
 
-def _check_islands(program: Program, target: Target) -> None:
+def _lowered(graph: Graph, target: Target, report: Report) -> Program:
+    """Lower a graph. Raises CannotLower where a node has no kernel."""
+    program = lowering_of(in_floats(graph), target, isa_of(target), report)(estimated)
     if program.islands:
         named = "; ".join(f"{note.node}: {note.reason}" for note in program.islands[:5])
         more = f" (and {len(program.islands) - 5} more)" if len(program.islands) > 5 else ""
@@ -159,3 +179,18 @@ def _check_islands(program: Program, target: Target) -> None:
             f"Target {target.name} has no kernel for {named}{more}. A board has no other "
             "engine to run them: take the nodes out of the model, or compile for cpu."
         )
+    return program
+
+
+def _write(
+    lowered: Sequence[Lowered], pool: Pool, target: Target, folder: Path, report: Report
+) -> Written:
+    """Write what a board runs, and what it is for."""
+    isa = isa_of(target)
+    storage = Storage(Toolchain(isa.triple).link_shared, INDICES, np.ndarray.tobytes)
+    nodes: dict[str, list[str]] = {}
+    for step in lowered[0].program.steps:
+        assert isinstance(step, Call), "nothing else runs on a board"
+        nodes.setdefault(function_name(step.kernel), []).extend(step.nodes)
+    write_machine(folder, isa.triple, target.settings["emulated"]["qemu_cpu"], nodes)
+    return write_files(lowered, pool, target, isa, storage, folder, report)

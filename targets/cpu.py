@@ -79,11 +79,20 @@ class CpuBackend:
         self.find_device(device)
         return CpuProgram(folder, threads)
 
+    def estimate(self, folder: Path, target: Target, report: Report) -> None:
+        """Return None: this machine is timed."""
+
     def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> None:
         """Return None: what runs on HOST is timed beside other engines, a process each."""
 
     def steps(
-        self, graph: Graph, target: Target, folder: Path, feeds: Feeds, threads: int
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        feeds: Feeds,
+        threads: int,
+        device: str = HOST,
     ) -> Steps:
         """Build a model so that each of its kernels, and what onnxruntime runs, is timed.
 
@@ -93,6 +102,10 @@ class CpuBackend:
         _check_measurable(isa)
         program = _lowered(graph, target, isa, None, folder, silent)
         return build_steps(program, graph, target, isa, folder, threads, feeds)
+
+    def boards(self, device: str) -> int:
+        """Return 1: this machine."""
+        return 1
 
 
 def _lowered(

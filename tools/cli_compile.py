@@ -91,6 +91,7 @@ def compile_command(console: Console, dim: tuple[str, ...], **options: Any) -> N
     "--dim", multiple=True, metavar="NAME=N", help="Size of an open dimension of the model."
 )
 @THREADS
+@DEVICE
 @SEED
 @click.option("--output", "-o", type=PATH, help="Plan to write; MODEL.plan.json if not given.")
 @EVALUATE

@@ -5,26 +5,25 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 
-from tilewright.errors import UnusableInput
-from tilewright.targets.board.place import Place
+from tilewright.errors import DeviceFailed, UnusableInput
+from tilewright.targets.board.place import TRACKER, Place
 
 # How a call of the worker's ended: well, refused by the board's programs, or not at all.
 DONE, REFUSED, FAILED = "done", "refused", "failed"
 INDICES = "indices.bin"  # of an artifact: on a board it is mapped, so it is not compressed
 CALL_SECONDS = 600.0
 _CONNECT_SECONDS = 60.0
-
-
-class BoardFailed(UnusableInput):
-    """A board went away, hangs or crashed; another one may do what it was asked to."""
 
 
 class Emulation(NamedTuple):
@@ -35,15 +34,18 @@ class Emulation(NamedTuple):
 
 
 class HeldBoard:
-    """A session on a board. The methods raise BoardFailed; UnusableInput where it refuses."""
+    """A session on a board. The methods raise DeviceFailed; UnusableInput where it refuses."""
 
     def __init__(
         self, place: Place, process: "subprocess.Popen[bytes]", pipe: Connection
     ) -> None:
         """Take over a worker's process, and the pipe to it."""
         self.place = place
-        self._process = process
+        self.name = str(place)
+        self.works = True
         self._pipe = pipe
+        # When nobody uses it any more, and when Python ends.
+        self._close = weakref.finalize(self, _end, process)
 
     def open(self, folder: Path, outputs: Sequence[str], threads: int) -> int:
         """Load an artifact; return its number there."""
@@ -67,14 +69,9 @@ class HeldBoard:
     def connect(self, *arguments: Any) -> None:
         """Say where to, and wait until the board answers."""
         self._pipe.send((self.place, *arguments))
-        self._answer("connecting", _CONNECT_SECONDS)
-
-    def close(self) -> None:
-        """Let the board go, whatever it is doing."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._pipe.close()
+        found: str = self._answer("connecting", _CONNECT_SECONDS)
+        if self.place.kind == TRACKER:
+            self.name = f"{found} of {self.place}"
 
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
@@ -85,7 +82,6 @@ class HeldBoard:
 
     def _answer(self, doing: str, seconds: float) -> Any:
         if not self._pipe.poll(seconds):
-            self.close()
             raise self._failed(f'it did not answer to "{doing}" within {seconds:.0f} s')
         try:
             outcome, value = self._pipe.recv()
@@ -97,19 +93,31 @@ class HeldBoard:
             raise self._failed(f'"{doing}" ended with: {value}')
         return value
 
-    def _failed(self, what: str) -> BoardFailed:
-        return BoardFailed(
-            f"Device {self.place}: {what}. Check that the board is up and that its server "
+    def _failed(self, what: str) -> DeviceFailed:
+        """Let the board go, whatever it is doing, and return what is to be raised."""
+        self.works = False
+        self._close()
+        return DeviceFailed(
+            f"Device {self.name}: {what}. Check that the board is up and that its server "
             "runs, and try again."
         )
 
 
-@contextlib.contextmanager
-def hold(place: Place, programs: Path, emulation: Emulation) -> Iterator[HeldBoard]:
-    """Hold a board, or the emulator, for as long as the context lasts.
+def board_of_thread(place: Place, programs: Path, emulation: Emulation) -> HeldBoard:
+    """Return the board that this thread holds at a place; it takes one where it has none.
 
-    `programs` is the folder of `board_programs`. Raises BoardFailed where it cannot be had.
+    `programs` is the folder of `board_programs`. A board serves one session at a time, so what
+    a thread does there shares it; threads at a fleet have a board each. Raises DeviceFailed
+    where none can be had.
     """
+    key = (threading.get_ident(), place, programs, emulation)
+    board = _BOARDS.get(key)
+    if board is None or not board.works:
+        board = _BOARDS[key] = _take(place, programs, emulation)
+    return board
+
+
+def _take(place: Place, programs: Path, emulation: Emulation) -> HeldBoard:
     ours, theirs = Pipe()
     with theirs:
         command = [sys.executable, "-P", "-m", "tilewright.targets.board.worker"]
@@ -121,8 +129,16 @@ def hold(place: Place, programs: Path, emulation: Emulation) -> Iterator[HeldBoa
             start_new_session=True,
         )
     board = HeldBoard(place, process, ours)
-    try:
-        board.connect(programs, *emulation)
-        yield board
-    finally:
-        board.close()
+    board.connect(programs, *emulation)
+    return board
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a worker, and the emulator that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# Those that are in use somewhere.
+_BOARDS: "WeakValueDictionary[tuple[Any, ...], HeldBoard]" = WeakValueDictionary()

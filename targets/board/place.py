@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 from tilewright.errors import UnusableInput
 
-QEMU = "qemu"
-_PORTS = {"rpc": 9090, "tracker": 9190}
+QEMU, RPC, TRACKER = "qemu", "rpc", "tracker"
+_PORTS = {RPC: 9090, TRACKER: 9190}
 _KEY = "tilewright"
 
 

@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <tvm/ffi/extra/json.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
@@ -23,6 +24,7 @@
 #include <cstring>
 #include <filesystem>
 #include <random>
+#include <memory>
 #include <string>
 
 namespace {
@@ -33,7 +35,7 @@ namespace ffi = tvm::ffi;
 constexpr int kMagic = 0xff271, kMismatch = kMagic + 2, kTrackerMagic = 0x2f271;
 constexpr int kPut = 3, kUpdateInfo = 5, kPendingKeys = 7;
 constexpr int kMostBytes = 1 << 20;  // of a key or an answer of the tracker's
-constexpr int kPingSeconds = 2, kUnusedPings = 3, kGreetSeconds = 10;
+constexpr int kPingSeconds = 2, kUnusedPings = 3, kGreetSeconds = 10, kLookMilliseconds = 200;
 
 [[noreturn]] void Die(const std::string& message) {
   std::fprintf(stderr, "tilewright-server: %s\n", message.c_str());
@@ -207,8 +209,16 @@ void Session(int client, int listening, unsigned seconds) {
     _exit(status);
   }
   int status = 0;
-  waitpid(child, &status, 0);
-  if (WIFSIGNALED(status)) {
+  while (waitpid(child, &status, WNOHANG) == 0) {
+    // A client that gave up does not wait for what the session is doing.
+    pollfd gone{client, POLLRDHUP, 0};
+    if (poll(&gone, 1, kLookMilliseconds) > 0) {
+      const timespec grace{0, kLookMilliseconds * 1000000L};
+      nanosleep(&grace, nullptr);
+      kill(child, SIGKILL);
+    }
+  }
+  if (WIFSIGNALED(status) && WTERMSIG(status) != SIGKILL) {
     const int number = WTERMSIG(status);
     std::fprintf(stderr, "tilewright-server: the session was ended by %s\n",
                  number == SIGALRM ? "its time limit" : strsignal(number));

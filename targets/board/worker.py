@@ -17,7 +17,8 @@ from tvm import rpc
 
 from tilewright.targets.board.held import DONE, FAILED, INDICES, REFUSED
 from tilewright.targets.board.make import LIBRARY, SERVER
-from tilewright.targets.board.place import QEMU, Place
+from tilewright.targets.board.place import QEMU, RPC, TRACKER, Place
+from tilewright.targets.board.tracker import request_board
 from tilewright.targets.program_files import LIBRARY as KERNELS
 from tilewright.targets.program_files import PROGRAM, REST, WEIGHTS
 
@@ -34,11 +35,9 @@ class Worker:
         """Connect. An emulator of a `cpu` is started for that."""
         if place.kind == QEMU:
             place = place._replace(port=_emulated(programs, cpu, sysroot, place.key))
-        if place.kind == "tracker":
-            tracker = rpc.connect_tracker(place.host, place.port)
-            self._session = tracker.request(place.key)
-        else:
-            self._session = rpc.connect(place.host, place.port, key=place.key)
+        place = request_board(place) if place.kind == TRACKER else place
+        self.name = f"{RPC}://{place.host}:{place.port}"
+        self._session = rpc.connect(place.host, place.port, key=place.key)
         self._session.upload(str(programs / LIBRARY))
         self._library = self._session.load_module(LIBRARY)
         self._folder = self._session.get_function("tvm.rpc.server.workpath")
@@ -108,7 +107,7 @@ def main(pipe: int) -> None:
     except Exception as error:
         calls.send((FAILED, " ".join(str(error).split())[-400:]))
         return
-    calls.send((DONE, None))
+    calls.send((DONE, worker.name))
     while True:
         try:
             method, *arguments = calls.recv()

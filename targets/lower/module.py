@@ -42,7 +42,7 @@ def compile_library(
     register_kernel_pipeline()
     kernels = dict.fromkeys(call.kernel for piece in pieces for call in piece.calls)
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-        objects = [Path(folder) / f"{_function_name(kernel)}.o" for kernel in kernels]
+        objects = [Path(folder) / f"{function_name(kernel)}.o" for kernel in kernels]
         # Threads are enough: TVM does not hold the interpreter while it compiles.
         with ThreadPoolExecutor(oracle.cores()) as pool:
             compiled = pool.map(lambda kernel: _kernel_object(kernel, isa), kernels)
@@ -103,7 +103,7 @@ def relax_module(pieces: Sequence[Piece], names: Sequence[str]) -> tvm.IRModule:
 @functools.lru_cache(maxsize=512)
 def _kernel_object(kernel: Kernel, isa: Isa) -> bytes:
     """Return the object file of one kernel: another model, or another try, may need it too."""
-    name = _function_name(kernel)
+    name = function_name(kernel)
     function = write_prim_func(name, isa, kernel.kinds(), kernel.write)
     executable = tvm.compile(
         tvm.IRModule({name: function}), target=llvm_target(isa), tir_pipeline=KERNEL_PIPELINE
@@ -114,7 +114,8 @@ def _kernel_object(kernel: Kernel, isa: Isa) -> bytes:
         return path.read_bytes()
 
 
-def _function_name(kernel: Kernel) -> str:
+def function_name(kernel: Kernel) -> str:
+    """Return the name of a kernel's function in a library."""
     return f"{kernel.name}_{hashlib.sha256(repr(kernel).encode()).hexdigest()[:16]}"
 
 
@@ -164,5 +165,5 @@ def _kernel_pipeline() -> tuple[Any, Any, Any]:
 def _call(call: Call, arrays: dict[str, Any], places: Mapping[Buffer, int]) -> Any:
     kinds = bases_of(call.kernel.kinds())
     offsets = [relax.prim_value(places[ref.buffer] + ref.offset) for ref in call.refs]
-    function = relax.ExternFunc(_function_name(call.kernel))
+    function = relax.ExternFunc(function_name(call.kernel))
     return relax.Call(function, [*(arrays[k] for k in kinds), *offsets])
