@@ -101,8 +101,8 @@ class ArmBackend:
         emulated = target.settings["emulated"]
         core = Core(emulated["llvm_mca_cpu"], tuple(emulated["l1"]), tuple(emulated["l2"]))
         report("estimating cycles: counting instructions in QEMU")
-        cycles = estimate_cycles(folder, *tools_for(folder), core)
-        described = as_json(cycles, core, read_json(folder / MACHINE)["kernels"])
+        functions = estimate_cycles(folder, *tools_for(folder), core)
+        described = as_json(functions, core, read_json(folder / MACHINE)["kernels"])
         content = json.dumps(described, indent=1)
         (folder / ESTIMATE).write_text(content + "\n", encoding="utf-8")
         return Estimate(described["cycles"], described["model"])

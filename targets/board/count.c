@@ -3,8 +3,8 @@
 //
 //   qemu-aarch64 -plugin count.so,library=FILE,out=FILE,l1=SETS:WAYS,l2=SETS:WAYS ...
 //
-// Writes a line a block, "OFFSET INSTRUCTIONS TIMES", its offset in the library in hexadecimal,
-// then "accesses N l1_misses N l2_misses N". Caches have lines of 64 bytes, evict what was used
+// Writes a line a block, "OFFSET INSTRUCTIONS TIMES L1_MISSES L2_MISSES", its offset in the library
+// in hexadecimal, and "end" behind the last. Caches have lines of 64 bytes, evict what was used
 // longest ago, and see the library's accesses only; nothing is fetched ahead.
 //
 // Of QEMU's interface this needs what all versions have; there is no header in its packages.
@@ -37,18 +37,18 @@ unsigned qemu_plugin_mem_size_shift(uint32_t);
 EXPORT int qemu_plugin_version = PLUGIN_VERSION;
 
 struct block {
-  uint64_t address, instructions, times;
+  uint64_t address, instructions, times, l1_misses, l2_misses;
   struct block *next;
 };
 
 struct cache {
   unsigned sets, ways;
-  uint64_t *lines, *used, misses;
+  uint64_t *lines, *used;
 };
 
 static struct block *blocks;
 static struct cache l1, l2;
-static uint64_t accesses, now;
+static uint64_t now;
 static const char *library, *out;
 static uint64_t first, behind;  // addresses of the library
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -65,21 +65,22 @@ static int hits(struct cache *cache, uint64_t line) {
     }
     if (used[way] < used[oldest]) oldest = way;
   }
-  cache->misses++;
   lines[oldest] = line + 1;
   used[oldest] = now;
   return 0;
 }
 
-static void access_memory(unsigned cpu, uint32_t info, uint64_t address, void *unused) {
+static void access_memory(unsigned cpu, uint32_t info, uint64_t address, void *block) {
+  struct block *here = block;
   const uint64_t last = (address + (1u << qemu_plugin_mem_size_shift(info)) - 1) >> 6;
   pthread_mutex_lock(&lock);
   for (uint64_t line = address >> 6; line <= last; line++) {
-    accesses++;
-    if (!hits(&l1, line)) hits(&l2, line);
+    if (hits(&l1, line)) continue;
+    here->l1_misses++;
+    if (!hits(&l2, line)) here->l2_misses++;
   }
   pthread_mutex_unlock(&lock);
-  (void)cpu, (void)unused;
+  (void)cpu;
 }
 
 static void execute(unsigned cpu, void *block) {
@@ -117,7 +118,7 @@ static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *code) {
   qemu_plugin_register_vcpu_tb_exec_cb(code, execute, NO_REGISTERS, block);
   for (size_t i = 0; i < block->instructions; i++) {
     qemu_plugin_register_vcpu_mem_cb(qemu_plugin_tb_get_insn(code, i), access_memory,
-                                     NO_REGISTERS, READS_AND_WRITES, NULL);
+                                     NO_REGISTERS, READS_AND_WRITES, block);
   }
   (void)id;
 }
@@ -126,9 +127,10 @@ static void finish(qemu_plugin_id_t id, void *unused) {
   FILE *file = fopen(out, "w");
   if (!file) return;
   for (struct block *block = blocks; block; block = block->next) {
-    fprintf(file, "%lx %lu %lu\n", block->address - first, block->instructions, block->times);
+    fprintf(file, "%lx %lu %lu %lu %lu\n", block->address - first, block->instructions,
+            block->times, block->l1_misses, block->l2_misses);
   }
-  fprintf(file, "accesses %lu l1_misses %lu l2_misses %lu\n", accesses, l1.misses, l2.misses);
+  fprintf(file, "end\n");
   fclose(file);
   (void)id, (void)unused;
 }

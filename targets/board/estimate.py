@@ -1,10 +1,11 @@
 """Estimate cycles without a board: what QEMU counts, times what LLVM's model of the core says.
 
-How often each block of the code runs in one inference is exact: an emulator counts it.
-How many cycles a block takes is the model's: llvm-mca schedules it over and over, with all data
-in the first-level cache. To that comes the time to move the lines that two simulated caches
-miss, at the bandwidth of streams that are fetched ahead in time. No clock is involved, and
-nothing outside the library is counted.
+How often each block of the code runs in one inference is exact: an emulator counts it. How many
+cycles a block takes is the model's: llvm-mca schedules it over and over, with all data in the
+first-level cache. Two simulated caches say how many lines have to be moved, at the bandwidth of
+streams that are fetched ahead in time. A kernel takes as long as the busiest of the three: the
+core, the way from the second cache, the way from memory. No clock is involved, nothing waits for
+what could be known before, and nothing outside the library is counted: boards take longer.
 """
 
 import json
@@ -12,7 +13,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,8 +28,6 @@ _SOURCE = Path(__file__).parent / "count.c"
 _LLVM = range(25, 18, -1)  # versions that leave out what they have no model of, latest first
 _ITERATIONS = 100
 _LINE_BYTES = 64
-# Blocks are modelled until so much of all that is executed is; the rest takes as long.
-_COVERED = 0.999
 _NAMES_A_PLACE = re.compile(r"(bl?|b\.\w+|cbn?z|tbn?z|adrp?|ldr|ldrsw|prfm) ")
 
 Block = tuple[int, int]  # offset in the library, instructions
@@ -46,26 +44,41 @@ class Core(NamedTuple):
         return f"llvm-mca's {self.llvm_mca_cpu} and simulated caches"
 
 
-class Counts(NamedTuple):
-    """What one inference executes: blocks, and lines that a level of cache misses."""
+class Count(NamedTuple):
+    """What a block does in one inference: how often it runs, and the lines its caches miss."""
 
-    times: Mapping[Block, int]
+    times: int
     l1_misses: int
     l2_misses: int
 
+    def plus(self, other: "Count") -> "Count":
+        """Return the sum of both."""
+        return Count(*map(int.__add__, self, other))
 
-class Cycles(NamedTuple):
-    """What one inference takes by the model, in cycles, and where."""
+    def less(self, other: "Count") -> "Count":
+        """Return the difference. Memory lies elsewhere in another run: lines may miss there."""
+        return Count(*(max(0, a - b) for a, b in zip(self, other, strict=True)))
+
+
+class KernelCycles(NamedTuple):
+    """What one inference spends in a kernel by the model, in cycles."""
 
     core: float
-    memory: float
+    from_l2: float
+    from_memory: float
     instructions: int
-    functions: Mapping[str, float]  # core cycles
 
     @property
     def total(self) -> float:
-        """All cycles."""
-        return self.core + self.memory
+        """The busiest of the three."""
+        return max(self.core, self.from_l2, self.from_memory)
+
+    def plus(self, other: "KernelCycles") -> "KernelCycles":
+        """Return the sum of both."""
+        return KernelCycles(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+NOTHING = KernelCycles(0.0, 0.0, 0.0, 0)
 
 
 def missing_tools() -> str:
@@ -75,37 +88,38 @@ def missing_tools() -> str:
     return " ".join(missing)
 
 
-def estimate_cycles(artifact: Path, programs: Path, emulation: Emulation, core: Core) -> Cycles:
-    """Return what one inference of an artifact takes on one core, inputs being zeros.
+def estimate_cycles(
+    artifact: Path, programs: Path, emulation: Emulation, core: Core
+) -> dict[str, KernelCycles]:
+    """Return what one inference of an artifact takes in each function, inputs being zeros.
 
     `programs` is the folder of `board_programs`. Raises UnusableInput where a tool fails.
     """
     counts = count_inference(artifact, programs, emulation, core)
     code = disassemble(artifact / LIBRARY)
-    work = sorted(counts.times, key=lambda block: -block[1] * counts.times[block])
-    everything = sum(block[1] * counts.times[block] for block in work)
-    modelled, covered = [], 0
-    for block in work:
-        if covered >= _COVERED * everything:
-            break
-        modelled.append(block)
-        covered += block[1] * counts.times[block]
-    cycles = block_cycles([code.block(block) for block in modelled], core.llvm_mca_cpu)
-    functions: dict[str, float] = defaultdict(float)
-    for block, each in zip(modelled, cycles, strict=True):
-        functions[code.function_of(block)] += each * counts.times[block] * everything / covered
-    memory = counts.l1_misses * core.l1[2] + counts.l2_misses * core.l2[2]
-    return Cycles(sum(functions.values()), memory, everything, dict(functions))
+    blocks = list(counts)
+    cycles = block_cycles([code.block(block) for block in blocks], core.llvm_mca_cpu)
+    found: dict[str, KernelCycles] = {}
+    for block, each in zip(blocks, cycles, strict=True):
+        times, l1_misses, l2_misses = counts[block]
+        taken = KernelCycles(
+            each * times, core.l1[2] * l1_misses, core.l2[2] * l2_misses, block[1] * times
+        )
+        function = code.function_of(block)
+        found[function] = found.get(function, NOTHING).plus(taken)
+    return found
 
 
-def count_inference(artifact: Path, programs: Path, emulation: Emulation, core: Core) -> Counts:
+def count_inference(
+    artifact: Path, programs: Path, emulation: Emulation, core: Core
+) -> dict[Block, Count]:
     """Count what an inference executes, once caches are warm: two runs less one."""
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
         plugin = Path(folder) / "count.so"
         options = ["-O2", "-shared", "-fPIC", f"-DPLUGIN_VERSION={_plugin_version()}"]
         Toolchain().run("gcc", str(plugin), [*options, str(_SOURCE)])
 
-        def counted(runs: Sequence[str], out: Path) -> Counts:
+        def counted(runs: Sequence[str], out: Path) -> dict[Block, Count]:
             levels = (f"l{i}={_sets(*level)}" for i, level in enumerate(core[1:], start=1))
             library = (artifact / LIBRARY).resolve()
             told = ",".join([str(plugin), f"library={library}", f"out={out}", *levels])
@@ -118,12 +132,8 @@ def count_inference(artifact: Path, programs: Path, emulation: Emulation, core: 
             twice = pool.submit(counted, ["--repeat", "1"], Path(folder) / "twice.txt")
             once = counted([], Path(folder) / "once.txt")
             both = twice.result()
-    times = {
-        block: count - once.times.get(block, 0)
-        for block, count in both.times.items()
-        if count > once.times.get(block, 0)
-    }
-    return Counts(times, both.l1_misses - once.l1_misses, both.l2_misses - once.l2_misses)
+    less = {block: count.less(once.get(block, Count(0, 0, 0))) for block, count in both.items()}
+    return {block: count for block, count in less.items() if count.times}
 
 
 class Code:
@@ -181,33 +191,43 @@ def block_cycles(blocks: Sequence[Sequence[str]], cpu: str) -> list[float]:
     return [regions[str(number)] / _ITERATIONS for number in range(len(blocks))]
 
 
-def as_json(cycles: Cycles, core: Core, nodes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def as_json(
+    functions: Mapping[str, KernelCycles], core: Core, nodes: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """Return what is written into an artifact; `nodes` says what each kernel runs."""
-    kernels: dict[str, float] = defaultdict(float)
-    for function, each in cycles.functions.items():
+    kernels: dict[str, KernelCycles] = {}
+    for function, each in functions.items():
         # What threads run of a kernel is a function beside its own, named after it.
-        kernels[next((name for name in nodes if function.startswith(name)), function)] += each
+        name = next((name for name in nodes if function.startswith(name)), function)
+        kernels[name] = kernels.get(name, NOTHING).plus(each)
     return {
         "model": f"{core}, one core",
-        "cycles": round(cycles.total),
-        "core_cycles": round(cycles.core),
-        "memory_cycles": round(cycles.memory),
-        "instructions": cycles.instructions,
+        "cycles": round(sum(each.total for each in kernels.values())),
         "kernels": [
-            {"name": name, "core_cycles": round(each), "nodes": list(nodes.get(name, ()))}
-            for name, each in sorted(kernels.items(), key=lambda item: -item[1])
+            {
+                "name": name,
+                "nodes": list(nodes.get(name, ())),
+                "cycles": round(each.total),
+                "core_cycles": round(each.core),
+                "from_l2_cycles": round(each.from_l2),
+                "from_memory_cycles": round(each.from_memory),
+                "instructions": each.instructions,
+            }
+            for name, each in sorted(kernels.items(), key=lambda item: -item[1].total)
         ],
     }
 
 
-def _read_counts(file: Path) -> Counts:
-    times: Counter[Block] = Counter()
+def _read_counts(file: Path) -> dict[Block, Count]:
+    found: dict[Block, Count] = {}
     for line in file.read_text(encoding="ascii").splitlines():
-        first, *rest = line.split()
-        if first == "accesses":
-            return Counts(times, int(rest[2]), int(rest[4]))
-        times[int(first, 16), int(rest[0])] += int(rest[1])
-    raise UnusableInput(f"QEMU's plugin wrote no counts into {file}: it may have been stopped.")
+        if line == "end":
+            return found
+        offset, instructions, *counts = line.split()
+        block = int(offset, 16), int(instructions)
+        # A block that was translated twice is one.
+        found[block] = found.get(block, Count(0, 0, 0)).plus(Count(*map(int, counts)))
+    raise UnusableInput(f"QEMU's plugin did not finish {file}: it was stopped meanwhile.")
 
 
 def _sets(kib: int, ways: int, _cycles: float) -> str:

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <sstream>
+#include <utility>
 
 #include "program.h"
 
@@ -44,8 +45,10 @@ void Feed(int64_t number, String name, DLTensor* value) {
 
 void Run(int64_t number) {
   Loaded& loaded = At(number);
+  const auto given = std::move(loaded.feeds);
+  loaded.feeds.clear();  // those that are refused are not those of the next run
   std::map<std::string, const DLTensor*> feeds;
-  for (const auto& [name, tensor] : loaded.feeds) feeds[name] = tensor.GetDLTensorPtr();
+  for (const auto& [name, tensor] : given) feeds[name] = tensor.GetDLTensorPtr();
   loaded.program->Take(feeds);
   loaded.program->Run();
 }
