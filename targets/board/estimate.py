@@ -4,8 +4,8 @@ How often each block of the code runs in one inference is exact: an emulator cou
 cycles a block takes is the model's: llvm-mca schedules it over and over, with all data in the
 first-level cache. Two simulated caches say how many lines have to be moved, at the bandwidth of
 streams that are fetched ahead in time. A kernel takes as long as the busiest of the three: the
-core, the way from the second cache, the way from memory. No clock is involved, nothing waits for
-what could be known before, and nothing outside the library is counted: boards take longer.
+core, the way from the second cache, the way from memory. No clock is involved, nothing waits
+for what could be known before, and nothing outside the library is counted: boards take longer.
 """
 
 import json
@@ -75,7 +75,12 @@ class KernelCycles(NamedTuple):
 
     def plus(self, other: "KernelCycles") -> "KernelCycles":
         """Return the sum of both."""
-        return KernelCycles(*(a + b for a, b in zip(self, other, strict=True)))
+        return KernelCycles(
+            self.core + other.core,
+            self.from_l2 + other.from_l2,
+            self.from_memory + other.from_memory,
+            self.instructions + other.instructions,
+        )
 
 
 NOTHING = KernelCycles(0.0, 0.0, 0.0, 0)
