@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from tilewright.tools import cli_artifact, cli_compile, cli_lists
+from tilewright.tools import cli_artifact, cli_compile, cli_gate, cli_lists
 from tilewright.tools.command import fail
 from tilewright.version import VERSION
 
@@ -30,6 +30,7 @@ def zoo_app() -> None:
         cli_artifact.verify_command,
         cli_artifact.bench_command,
         cli_artifact.eval_command,
+        cli_gate.gate_command,
         cli_artifact.reproduce_command,
         cli_lists.passes_command,
         cli_lists.targets_command,
