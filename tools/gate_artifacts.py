@@ -1,5 +1,6 @@
 """Gate: compare artifacts with what they were, figure by figure, or make them the baseline."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,7 +35,9 @@ class Check:
     def as_json(self) -> dict[str, Any]:
         """Return what `tilewright gate --json` prints of it."""
         own = {key: value for key, value in vars(self).items() if key != "verdict"}
-        return {**own, **asdict(self.verdict)}
+        # A score may be NaN, which JSON does not know.
+        now = None if self.now is None or math.isnan(self.now) else self.now
+        return {**own, "now": now, **asdict(self.verdict)}
 
 
 def gate_artifacts(gate: Gate, report: Report) -> list[Check]:

@@ -80,15 +80,11 @@ def junit(checks: Sequence[Check]) -> bytes:
 
 
 def _add_case(suite: ElementTree.Element, check: Check) -> None:
-    case = ElementTree.SubElement(
-        suite, "testcase", classname=_printable(check.artifact), name=check.name
-    )
+    classname, name = _printable(check.artifact), _printable(check.name)
+    case = ElementTree.SubElement(suite, "testcase", classname=classname, name=name)
     status, reason = check.verdict.status, check.verdict.reason
-    _, _, before, now, change, band, budget, _ = check_row(check)
-    told = (
-        f"{reason}: before {before}, now {now} ({change}; {band or 'exact'}), budget {budget}"
-    )
     if status == Status.FAILED:
+        told = _printable(failure(check))
         ElementTree.SubElement(case, "failure", message=reason).text = told
     elif status in (Status.UNDECIDED, Status.UNJUDGED):
         ElementTree.SubElement(case, "skipped", message=f"{status}: {reason}")
@@ -97,7 +93,7 @@ def _add_case(suite: ElementTree.Element, check: Check) -> None:
 def _figure(value: float | None, unit: str) -> str:
     if value is None:
         return ""
-    text = f"{value:,}" if float(value).is_integer() and not unit else f"{value:.4g}"
+    text = f"{value:,.0f}" if float(value).is_integer() and not unit else f"{value:.4g}"
     return f"{text} {unit}".rstrip()
 
 

@@ -57,7 +57,7 @@ class Subject:
 def read_subject(folder: Path, latency: bool) -> Subject:
     """Read an artifact, timed only with `latency`. Raises what artifact.read() raises."""
     manifest = artifact.read(folder)
-    device = manifest["device"]
+    device = manifest.get("device", HOST)  # artifacts of older versions do not say
     if not latency:
         return Subject(folder, manifest, "--no-latency was given")
     if device != HOST:

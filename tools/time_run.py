@@ -34,7 +34,8 @@ class Duel:
         In odd runs the other one goes first: who comes second finds the machine warm.
         """
         self.report(f"{self.artifact.name}: run {index + 1} against {self.engine}")
-        sides = {"now": self.artifact, "before": self.other}
+        now, before = (f"gate: {path}" for path in (self.artifact, f"before, {self.other}"))
+        sides = {now: self.artifact, before: self.other}
         if index % 2:
             sides = dict(reversed(sides.items()))
         contest = measure_engines(
@@ -43,9 +44,9 @@ class Duel:
             self.threads,
             rounds=_ROUNDS,
             round_seconds=_ROUND_SECONDS,
-            engine_of={"now": OURS, "before": self.engine},
+            engine_of={now: OURS, before: self.engine},
         )
-        return run_ratio(contest.rounds["now"], contest.rounds["before"])
+        return run_ratio(contest.rounds[now], contest.rounds[before])
 
 
 def timing_machine(threads: int) -> Mapping[str, Any]:
