@@ -14,7 +14,7 @@ from tests.tools.conftest import Cli, Ended
 from tilewright import artifact
 from tilewright.gate import MOST_RUNS
 from tilewright.measurement import Samples
-from tilewright.tools import time_run
+from tilewright.tools import gate_subject, time_run
 from tilewright.tools.measure_engines import Contest
 
 
@@ -86,8 +86,9 @@ def test_an_artifact_that_is_as_it_was_passes(run: Cli, small: Path) -> None:
 def test_times_are_judged_as_ratios_to_the_reference_and_not_as_milliseconds(
     run: Cli, small: Path, speed: dict[str, float]
 ) -> None:
+    speed.update({"a.tw": 100.0, "model.onnx": 250.0})
     with_baseline(run, small)
-    speed.update({"a.tw": 300.0, "model.onnx": 300.0})  # another machine that calls itself so
+    speed.update({"a.tw": 300.0, "model.onnx": 750.0})  # a neighbour takes its share
     assert run("gate", small, "--baseline", "base.json").code == 0
     speed.update({"a.tw": 318.0})
     ended = run("gate", small, "--baseline", "base.json", "--json")
@@ -95,6 +96,7 @@ def test_times_are_judged_as_ratios_to_the_reference_and_not_as_milliseconds(
     latency = ended.json()["checks"][0]
     assert (latency["status"], latency["unit"]) == ("failed", "x onnxruntime")
     assert latency["ratio"] == pytest.approx(1.06)
+    assert (latency["before"], latency["now"]) == pytest.approx((0.4, 0.424))
     assert 'latency of "a.tw": +6.0%, band +6.0% to +6.0%, 16 runs; the budget is 5%' in (
         ended.err
     )
@@ -232,6 +234,75 @@ def test_who_is_timed_first_changes_from_run_to_run(
     monkeypatch.setattr(time_run, "measure_engines", measure)
     assert run("gate", small, "--against", large).code == 0
     assert order[:3] == [["a.tw", "b.tw"], ["b.tw", "a.tw"], ["a.tw", "b.tw"]]
+
+
+def test_an_artifact_of_an_older_version_that_names_no_device_is_timed_here(
+    run: Cli, small: Path, large: Path
+) -> None:
+    change_manifest(large, lambda m: m.pop("device"))
+    found = statuses(run("gate", small, "--against", large, "--json"))
+    assert found["latency"] == "passed"
+
+
+# ---- scores ----
+
+
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Say which score an artifact's folder has, on any task."""
+    known: dict[str, float] = {}
+    monkeypatch.setattr(
+        gate_subject,
+        "evaluate_task",
+        lambda model, task, **_: {"value": known[Path(model).name]},
+    )
+    return known
+
+
+@pytest.mark.parametrize(
+    ("task", "before", "now", "status"),
+    [
+        ("ocr-exact", 0.90, 0.90, "passed"),
+        ("ocr-exact", 0.90, 0.892, "passed"),  # a loss of 0.9 %
+        ("ocr-exact", 0.90, 0.88, "failed"),
+        ("ocr-exact", 0.90, 0.99, "passed"),
+        ("ocr-exact", 0.90, float("nan"), "failed"),
+        ("perplexity", 20.0, 19.0, "passed"),
+        ("perplexity", 20.0, 20.5, "failed"),
+    ],
+)
+def test_a_score_may_lose_its_own_budget(
+    run: Cli,
+    small: Path,
+    large: Path,
+    scores: dict[str, float],
+    task: str,
+    before: float,
+    now: float,
+    status: str,
+) -> None:
+    scores.update({"a.tw": now, "b.tw": before})
+    ended = run("gate", small, "--against", large, "--task", task, "--no-latency", "--json")
+    assert statuses(ended)[task] == status
+    assert "NaN" not in ended.out
+    scores["a.tw"] = before
+    with_baseline(run, small, more=("--task", task, "--no-latency"))
+    scores["a.tw"] = now
+    shared = ("--baseline", "base.json", "--task", task, "--no-latency", "--json")
+    assert statuses(run("gate", small, *shared))[task] == status
+
+
+def test_a_score_that_the_baseline_lacks_or_that_is_no_number_is_refused(
+    run: Cli, small: Path, scores: dict[str, float]
+) -> None:
+    with_baseline(run, small)
+    before = Path("base.json").read_bytes()
+    ended = run("gate", small, "--baseline", "base.json", "--task", "ocr-exact")
+    refused(ended, 'it has no score of "a.tw" on ocr-exact', "--update")
+    scores["a.tw"] = float("nan")
+    ended = run("gate", small, "--baseline", "base.json", "--task", "ocr-exact", "--update")
+    refused(ended, 'the score of "a.tw" on ocr-exact is nan')
+    assert Path("base.json").read_bytes() == before
 
 
 # ---- reports ----
