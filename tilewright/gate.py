@@ -20,9 +20,9 @@ test (Conover, "Practical Nonparametric Statistics", 3.4), and asks nothing of t
 shape: heavy tails, bursts and several states of the machine are alike to it, and drift cancels
 within each ratio. Whatever the noise, at most 0.6 % of the gates fail where nothing changed,
 and at most 1 % pass what is slower by the budget. That this then fails, and is not left
-undecided, takes a noise below the budget: ratios of runs whose standard deviation is 4/5 of
-it. What is slower by less than the budget passes, unless its band reaches the budget: the
-threshold lies below the budget by as much as the noise leaves open.
+undecided, takes less noise than that: in 95 % of the gates where the ratios of runs have a
+standard deviation of 3/4 of the budget. What is slower by less passes, unless its band reaches
+the budget: the threshold lies below the budget by as much as the noise leaves open.
 """
 
 import math

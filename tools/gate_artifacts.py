@@ -47,7 +47,7 @@ def gate_artifacts(gate: Gate, report: Report) -> list[Check]:
     """
     subjects = _subjects(gate)
     if gate.before is not None:
-        other = read_subject(gate.before, gate.latency)
+        other = read_subject(gate.before)
         befores = [before_in_artifact(each, other, gate, report) for each in subjects]
     else:
         assert gate.baseline is not None, "one of the two is given"
@@ -84,7 +84,7 @@ def _subjects(gate: Gate) -> list[Subject]:
 
         if gate.task not in zoo.TASKS:
             raise UnknownName("task", gate.task, zoo.TASKS)
-    return [read_subject(folder, gate.latency) for folder in gate.artifacts]
+    return [read_subject(folder) for folder in gate.artifacts]
 
 
 def _checks(subject: Subject, before: Before, gate: Gate, report: Report) -> Iterator[Check]:

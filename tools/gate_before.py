@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 from tilewright import artifact, oracle
 from tilewright.errors import UnusableInput
 from tilewright.gate import MOST_RUNS, Verdict, judge_runs
-from tilewright.protocol import Report
+from tilewright.protocol import HOST, Feeds, Report
 from tilewright.tools.baseline import Entry, Timed
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.find_feeds import first_feeds
+from tilewright.tools.find_target import find_backend
 from tilewright.tools.gate_job import Gate
 from tilewright.tools.gate_subject import Subject
 from tilewright.tools.measure_engines import OURS
-from tilewright.tools.time_run import Duel, timing_machine
+from tilewright.tools.time_run import DeviceDuel, Duel, timing_machine
 
 _REFERENCE = "onnxruntime"
+_NO_LATENCY = "--no-latency was given"
 
 
 class Latency(NamedTuple):
@@ -46,8 +48,8 @@ def before_in_baseline(subject: Subject, entry: Entry, gate: Gate, report: Repor
 
     Raises UnusableInput where its times are of another machine or another onnxruntime.
     """
-    if subject.untimed:
-        return Before(entry.counts, entry.scores, untimed=subject.untimed)
+    if untimed := _untimed_here(subject, gate):
+        return Before(entry.counts, entry.scores, untimed=untimed)
     threads = _threads(gate, report)
     timed = entry.times_on(timing_machine(threads))
     if timed is None:
@@ -61,18 +63,18 @@ def before_in_artifact(subject: Subject, other: Subject, gate: Gate, report: Rep
     scores = {}
     if gate.task is not None:
         scores[gate.task] = other.score(gate.task, gate.threads, report)
-    if untimed := subject.untimed or other.untimed:
-        return Before(other.counts, scores, untimed=untimed)
-    feeds = first_feeds(str(subject.folder), None, {})
-    duel = Duel(subject.folder, other.folder, OURS, feeds, _threads(gate, report), report)
-    return Before(other.counts, scores, partial(_in_turns, duel))
+    try:
+        duel = _duel(subject, other, gate, report)
+    except _Untimed as reason:
+        return Before(other.counts, scores, untimed=str(reason))
+    return Before(other.counts, scores, partial(_in_turns, duel.run, other.name))
 
 
 def measured_entry(subject: Subject, gate: Gate, report: Report) -> Entry:
     """Measure all that a baseline keeps of an artifact."""
     timed: tuple[Timed, ...] = ()
     scores = {}
-    if not subject.untimed:
+    if not _untimed_here(subject, gate):
         threads = _threads(gate, report)
         duel = _with_reference(subject, threads, report)
         ratios = [round(duel.run(index), 5) for index in range(MOST_RUNS)]
@@ -124,15 +126,52 @@ def _since(duel: Duel, ratios_before: Sequence[float], budget: float) -> Latency
     return Latency(f"x {_REFERENCE}", before, now, verdict)
 
 
-def _in_turns(duel: Duel, budget: float) -> Latency:
-    verdict = judge_runs(duel.run, budget)
-    return Latency(f"x {duel.other.absolute().name}", 1.0, verdict.ratio, verdict)
+def _in_turns(run: Callable[[int], float], before: str, budget: float) -> Latency:
+    verdict = judge_runs(run, budget)
+    return Latency(f"x {before}", 1.0, verdict.ratio, verdict)
+
+
+class _Untimed(Exception):
+    """Why two artifacts are not timed in turns."""
+
+
+def _duel(subject: Subject, other: Subject, gate: Gate, report: Report) -> Duel | DeviceDuel:
+    if not gate.latency:
+        raise _Untimed(_NO_LATENCY)
+    if (subject.device, other.device) == (HOST, HOST):
+        feeds, threads = _feeds(subject), _threads(gate, report)
+        return Duel(subject.folder, other.folder, OURS, feeds, threads, report)
+    place, there = ((each.device, each.manifest["backend"]) for each in (subject, other))
+    if place != there:
+        raise _Untimed(f'one runs on "{subject.device}", the other on "{other.device}"')
+    backend = find_backend(subject.manifest["backend"])
+    try:
+        device = backend.find_device(subject.device)
+    except UnusableInput as error:
+        raise _Untimed(f"{error}") from error
+    folders, threads = (subject.folder, other.folder), _threads(gate, report)
+    duel = DeviceDuel(*folders, backend, device, _feeds(subject), threads, report)
+    if not duel.is_real():
+        raise _Untimed(f'"{device}" is not the device itself')
+    return duel
+
+
+def _untimed_here(subject: Subject, gate: Gate) -> str:
+    """Say why times of an artifact are not kept as ratios to the reference; "" if they are."""
+    if not gate.latency:
+        return _NO_LATENCY
+    if subject.device != HOST:
+        return f'it runs on "{subject.device}", not on this machine'
+    return ""
 
 
 def _with_reference(subject: Subject, threads: int, report: Report) -> Duel:
-    feeds = first_feeds(str(subject.folder), None, {})
     model = subject.folder / artifact.MODEL
-    return Duel(subject.folder, model, _REFERENCE, feeds, threads, report)
+    return Duel(subject.folder, model, _REFERENCE, _feeds(subject), threads, report)
+
+
+def _feeds(subject: Subject) -> Feeds:
+    return first_feeds(str(subject.folder), None, {})
 
 
 def _threads(gate: Gate, report: Report) -> int:

@@ -16,16 +16,20 @@ _COUNTS = ("calls", "kernels")
 
 @dataclass(frozen=True)
 class Subject:
-    """An artifact whose files are whole. `untimed` says why it is not timed here, if so."""
+    """An artifact whose files are whole, and where it runs."""
 
     folder: Path
     manifest: Mapping[str, Any]
-    untimed: str = ""
 
     @property
     def name(self) -> str:
         """What baselines call it: its folder's name."""
         return self.folder.absolute().name
+
+    @property
+    def device(self) -> str:
+        """Where it runs; artifacts of older versions do not say, and run here."""
+        return str(self.manifest.get("device", HOST))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -54,12 +58,6 @@ class Subject:
         return float(found["value"])
 
 
-def read_subject(folder: Path, latency: bool) -> Subject:
-    """Read an artifact, timed only with `latency`. Raises what artifact.read() raises."""
-    manifest = artifact.read(folder)
-    device = manifest.get("device", HOST)  # artifacts of older versions do not say
-    if not latency:
-        return Subject(folder, manifest, "--no-latency was given")
-    if device != HOST:
-        return Subject(folder, manifest, f'it runs on "{device}", not on this machine')
-    return Subject(folder, manifest)
+def read_subject(folder: Path) -> Subject:
+    """Read an artifact. Raises UnusableInput and DamagedArtifact as artifact.read() does."""
+    return Subject(folder, artifact.read(folder))

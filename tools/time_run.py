@@ -1,4 +1,4 @@
-"""Time one run of the gate: two models in turns, by new processes."""
+"""Time one run of the gate: two models in turns, each started anew."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.gate import run_ratio
-from tilewright.measurement import machine
-from tilewright.protocol import Feeds, Report
+from tilewright.measurement import Samples, machine
+from tilewright.protocol import Backend, Feeds, Report
 from tilewright.tools.measure_engines import OURS, measure_engines
 
 # A median over five rounds outlives two that were disturbed; each has two calls at least.
@@ -47,6 +47,38 @@ class Duel:
             engine_of={now: OURS, before: self.engine},
         )
         return run_ratio(contest.rounds[now], contest.rounds[before])
+
+
+@dataclass(frozen=True)
+class DeviceDuel:
+    """Two artifacts that run on one device beside this machine, such as a board or a GPU."""
+
+    artifact: Path
+    other: Path
+    backend: Backend
+    device: str
+    feeds: Feeds
+    threads: int
+    report: Report
+
+    def is_real(self) -> bool:
+        """Run the artifact; say whether the device is the real one. Raises UnusableInput."""
+        return self._time(self.artifact) is not None
+
+    def run(self, index: int) -> float:
+        """Return the artifact's time over the other's, each loaded anew for every run."""
+        self.report(f"{self.artifact.name}: run {index + 1} on {self.device}")
+        order = [self.artifact, self.other][:: -1 if index % 2 else 1]
+        taken: dict[Path, list[Samples]] = {path: [] for path in order}
+        for _ in range(_ROUNDS):
+            for path in order:
+                samples = self._time(path)
+                assert samples is not None, "a real device stays one"
+                taken[path].append(samples)
+        return run_ratio(taken[self.artifact], taken[self.other])
+
+    def _time(self, folder: Path) -> Samples | None:
+        return self.backend.time(folder, self.feeds, self.threads, self.device)
 
 
 def timing_machine(threads: int) -> Mapping[str, Any]:

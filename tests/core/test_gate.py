@@ -209,6 +209,18 @@ def test_of_1000_slow_downs_by_the_budget_hardly_one_passes(noise: Noise) -> Non
     assert counted(noise, BUDGET)[Status.PASSED] < 15
 
 
+@pytest.mark.parametrize("budget", [0.02, 0.05, 0.1])
+def test_a_scatter_of_three_quarters_of_the_budget_still_lets_it_be_caught(
+    budget: float,
+) -> None:
+    caught = 0
+    for seed in range(1000):
+        noise = np.exp(0.75 * budget * np.random.default_rng(seed).standard_normal(MOST_RUNS))
+        ratios: list[float] = ((1 + budget) * noise).tolist()
+        caught += judge_runs(ratios.__getitem__, budget).status == Status.FAILED
+    assert caught > 950
+
+
 def test_noise_beyond_the_budget_is_told_and_not_called_a_pass() -> None:
     assert counted(loud, 0.0)[Status.UNDECIDED] > 900
     assert counted(loud, BUDGET)[Status.UNDECIDED] > 900

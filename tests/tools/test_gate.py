@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from tests.tools.conftest import Cli, Ended
+from tests.tools.fake_backends import Faithful
 from tilewright import artifact
+from tilewright.errors import UnusableInput
 from tilewright.gate import MOST_RUNS
 from tilewright.measurement import Samples
 from tilewright.tools import gate_subject, time_run
@@ -234,6 +236,50 @@ def test_who_is_timed_first_changes_from_run_to_run(
     monkeypatch.setattr(time_run, "measure_engines", measure)
     assert run("gate", small, "--against", large).code == 0
     assert order[:3] == [["a.tw", "b.tw"], ["b.tw", "a.tw"], ["a.tw", "b.tw"]]
+
+
+def test_artifacts_of_one_device_beside_this_machine_are_timed_there(
+    run: Cli, small: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {"a.tw": 1060, "b.tw": 1000}
+    on: list[str] = []
+
+    def timed(_: Faithful, folder: Path, feeds: object, threads: int, device: str) -> Samples:
+        on.append(device)
+        return Samples((times[folder.name],))
+
+    monkeypatch.setattr(Faithful, "find_device", lambda _, asked: str(asked))
+    monkeypatch.setattr(Faithful, "time", timed)
+    for folder in (small, large):
+        change_manifest(folder, lambda m: m.update(device="board"))
+    ended = run("gate", small, "--against", large)
+    assert (ended.code, set(on)) == (1, {"board"})
+    assert "+6.0%" in ended.err
+    times["a.tw"] = 1000
+    assert run("gate", small, "--against", large).code == 0
+
+
+@pytest.mark.parametrize("device", ["qemu", "board", "gone"])
+def test_where_two_artifacts_cannot_be_timed_the_counts_are_judged(
+    run: Cli, small: Path, large: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    def find(_: Faithful, asked: str) -> str:
+        if asked == "gone":
+            raise UnusableInput("there is no gone")
+        return asked
+
+    monkeypatch.setattr(Faithful, "find_device", find)
+    monkeypatch.setattr(Faithful, "time", lambda *_: None)
+    change_manifest(small, lambda m: m.update(device=device))
+    if device != "board":
+        change_manifest(large, lambda m: m.update(device=device))
+    reason = {
+        "qemu": '"qemu" is not the device itself',
+        "board": 'one runs on "board", the other on "host"',
+        "gone": "there is no gone",
+    }
+    ended = run("gate", small, "--against", large)
+    assert (ended.code, f"not judged: {reason[device]}" in ended.out) == (0, True)
 
 
 def test_an_artifact_of_an_older_version_that_names_no_device_is_timed_here(
