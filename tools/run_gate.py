@@ -28,7 +28,7 @@ def run_gate(gate: Gate, console: Console) -> None:
         checks = gate_artifacts(gate, console.report)
         _write(gate, checks, places)
     console.table(COLUMNS, [check_row(check) for check in checks])
-    console.text(f"{summary(checks)}.")
+    console.text(summary(checks))
     failed = [check for check in checks if check.verdict.status == Status.FAILED]
     console.result(
         {

@@ -388,6 +388,7 @@ def test_what_is_not_settled_is_skipped_in_junit_and_does_not_fail(
     ended = run("gate", small, "--against", large, "--junit", "g.xml")
     assert ended.code == 0
     assert "undecided: the noise hides a slow-down by the budget" in ended.out
+    assert "3 checks: 2 passed, 1 undecided. Where it is undecided, a quiet" in ended.out
     (suite,) = ElementTree.parse(tmp_path / "g.xml").getroot()
     assert (suite.get("skipped"), suite.get("failures")) == ("1", "0")
 
