@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from tilewright.tools import cli_artifact, cli_compile, cli_device, cli_lists
+from tilewright.tools import cli_artifact, cli_compile, cli_device, cli_gate, cli_lists
 from tilewright.tools.command import fail
 from tilewright.version import VERSION
 
@@ -35,6 +35,7 @@ def device_app() -> None:
         cli_artifact.verify_command,
         cli_artifact.bench_command,
         cli_artifact.eval_command,
+        cli_gate.gate_command,
         cli_artifact.reproduce_command,
         cli_lists.passes_command,
         cli_lists.targets_command,
