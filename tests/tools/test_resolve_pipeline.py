@@ -8,7 +8,8 @@ from tilewright.tools.resolve_pipeline import check_precision, resolve_pipeline
 
 CLEAN = "fold-constants,fold-batchnorm,remove-identities"
 QUANTIZE = "quantize{everywhere=true}"
-CHANNELS, PATTERN = "prune-channels{{sparsity={}}}", "prune-tiles{tile=2:4}"
+CHANNELS = "prune-channels{{sparsity={},ends=true,smallest=512}}"
+PATTERN = "prune-tiles{tile=2:4,ends=true,smallest=512}"
 
 
 @pytest.mark.parametrize(
