@@ -5,6 +5,7 @@ from pathlib import Path
 # Backend name -> "module:class"; nothing is imported until it is used.
 BACKENDS: dict[str, str] = {
     "cpu": "tilewright.targets.cpu:CpuBackend",
+    "arm-edge": "tilewright.targets.arm:ArmBackend",
     "edge-npu": "tilewright.targets.npu.backend:NpuBackend",
 }
 

@@ -5,20 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tilewright.errors import CannotLower, UnusableInput
+from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.nbits import in_floats
 from tilewright.protocol import HOST, Build, Feeds, Report, Steps, silent
 from tilewright.target import Target
-from tilewright.targets.cpu_files import Lowered, write_files
-from tilewright.targets.cpu_program import CpuProgram, cpu_flags
+from tilewright.targets.cpu_program import STORAGE, CpuProgram, cpu_flags
 from tilewright.targets.cpu_steps import build_steps
 from tilewright.targets.kernels.pen import Isa
-from tilewright.targets.lower.anchors import ANCHORS
-from tilewright.targets.lower.lowering import Lowering, NotLowered
-from tilewright.targets.lower.patterns import quantize_before_views, recognize_layer_norms
+from tilewright.targets.lower.lower_graph import lowering_of
 from tilewright.targets.lower.program import Pool, Program, segments
-from tilewright.targets.lower.sites import Pick, estimated
+from tilewright.targets.lower.sites import estimated
+from tilewright.targets.program_files import Lowered, write_files
 from tilewright.targets.tune import tuned
 from tilewright.timings import Tuning
 
@@ -52,7 +50,7 @@ class CpuBackend:
         for graph in map(in_floats, graphs):
             program = _lowered(graph, target, isa, tuning, folder, report)
             lowered.append(Lowered(program, segments(program), graph, pool.take(program)))
-        written = write_files(lowered, pool, target, isa, folder, report)
+        written = write_files(lowered, pool, target, isa, STORAGE, folder, report)
         first = lowered[0].program
         return Build(
             layers=tuple(first.layers),
@@ -81,11 +79,20 @@ class CpuBackend:
         self.find_device(device)
         return CpuProgram(folder, threads)
 
+    def estimate(self, folder: Path, target: Target, report: Report) -> None:
+        """Return None: this machine is timed."""
+
     def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> None:
         """Return None: what runs on HOST is timed beside other engines, a process each."""
 
     def steps(
-        self, graph: Graph, target: Target, folder: Path, feeds: Feeds, threads: int
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        feeds: Feeds,
+        threads: int,
+        device: str = HOST,
     ) -> Steps:
         """Build a model so that each of its kernels, and what onnxruntime runs, is timed.
 
@@ -96,6 +103,10 @@ class CpuBackend:
         program = _lowered(graph, target, isa, None, folder, silent)
         return build_steps(program, graph, target, isa, folder, threads, feeds)
 
+    def boards(self, device: str) -> int:
+        """Return 1: this machine."""
+        return 1
+
 
 def _lowered(
     graph: Graph,
@@ -105,17 +116,10 @@ def _lowered(
     folder: Path,
     report: Report,
 ) -> Program:
-    whole = quantize_before_views(recognize_layer_norms(graph))
-
-    def lower(pick: Pick) -> Program:
-        return Lowering(whole, target, isa, ANCHORS, pick).run(report)
-
-    try:
-        if tuning is None:
-            return lower(estimated)
-        return lower(tuned(lower, graph, target, isa, tuning, folder, report))
-    except NotLowered as error:
-        raise CannotLower(f"Target {target.name} cannot run this model: {error}.") from error
+    lower = lowering_of(graph, target, isa, report)
+    if tuning is None:
+        return lower(estimated)
+    return lower(tuned(lower, graph, target, isa, tuning, folder, report))
 
 
 def isa_of(target: Target) -> Isa:

@@ -10,7 +10,6 @@ island_N.onnx     what onnxruntime runs in between
 
 import ctypes
 import itertools
-import json
 import os
 import shutil
 import sys
@@ -24,19 +23,23 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.errors import DamagedArtifact, UnusableInput
+from tilewright.errors import UnusableInput
 from tilewright.oracle import outputs_of
 from tilewright.protocol import Feeds
 from tilewright.targets.kernels.pen import launch_memory
+from tilewright.targets.link import Toolchain
 from tilewright.targets.lower.program import ALIGNMENT
-
-LIBRARY, WEIGHTS, INDICES, REST, PROGRAM = (
-    "lib.so",
-    "weights.bin",
-    "indices.bin.z",
-    "constants.bin",
-    "program.json",
+from tilewright.targets.lower.tiles import compressed
+from tilewright.targets.program_files import (
+    LIBRARY,
+    PROGRAM,
+    REST,
+    WEIGHTS,
+    Storage,
+    read_json,
 )
+
+STORAGE = Storage(Toolchain().link_shared, "indices.bin.z", compressed)
 
 _KEPT_BLOCKS = 3  # of an output: a caller may compare two answers with the one to come
 
@@ -48,7 +51,7 @@ class CpuProgram:
     """
 
     def __init__(self, folder: Path, threads: int | None) -> None:
-        content = _read_program(folder)
+        content = read_json(folder / PROGRAM)
         _check_cpu(set(content["needs"]))
         wanted = threads or content["threads"] or _cores()
         prepare_pool(wanted)
@@ -287,16 +290,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _read_program(folder: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((folder / PROGRAM).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedArtifact(
-            f"{folder / PROGRAM} cannot be read: {error}. Compile the model again."
-        ) from error
-    return content
-
-
 def _base_arrays(folder: Path, content: dict[str, Any], threads: int) -> dict[str, np.ndarray]:
     """Return the arrays that kernels address, by name; the weights stay in their file."""
     rest = (folder / REST).read_bytes()
@@ -312,7 +305,7 @@ def _base_arrays(folder: Path, content: dict[str, Any], threads: int) -> dict[st
             # Copy-on-write: DLPack wants a writable array, the file must not change.
             arrays[name] = np.memmap(folder / WEIGHTS, np.float32, mode="c")
         elif name == "indices":
-            raw = zlib.decompress((folder / INDICES).read_bytes())
+            raw = zlib.decompress((folder / STORAGE.indices).read_bytes())
             steps = np.frombuffer(raw, np.int32)
             arrays[name] = _aligned(steps.nbytes).view(np.int32)
             np.cumsum(steps, dtype=np.int32, out=arrays[name][: steps.size])

@@ -6,10 +6,10 @@ from pathlib import Path
 from tilewright.graph import Graph
 from tilewright.protocol import Feeds, Steps, silent
 from tilewright.target import Target
-from tilewright.targets.cpu_files import Lowered, write_files
-from tilewright.targets.cpu_program import CpuProgram
+from tilewright.targets.cpu_program import STORAGE, CpuProgram
 from tilewright.targets.kernels.pen import Isa
-from tilewright.targets.lower.program import Call, Part, Pool, Program
+from tilewright.targets.lower.program import Call, Part, Pool, Program, nodes_of
+from tilewright.targets.program_files import Lowered, write_files
 
 
 def build_steps(
@@ -25,12 +25,6 @@ def build_steps(
     pool = Pool()
     parts: list[Part] = [[s] if isinstance(s, Call) else s for s in program.steps]
     lowered = Lowered(program, parts, graph, pool.take(program))
-    write_files([lowered], pool, target, isa, folder, silent)
+    write_files([lowered], pool, target, isa, STORAGE, folder, silent)
     loaded = CpuProgram(folder, threads)
-    return Steps([_nodes_of(part) for part in parts], partial(loaded.time_parts, feeds))
-
-
-def _nodes_of(part: Part) -> frozenset[str]:
-    if isinstance(part, list):
-        return frozenset(name for call in part for name in call.nodes)
-    return frozenset({part.node.name})
+    return Steps(nodes_of(parts), partial(loaded.time_parts, feeds))

@@ -124,7 +124,10 @@ def test_every_command_of_the_readme_is_known() -> None:
                 assert name in known, command
                 found.add(name)
                 options = {word.partition("=")[0] for word in rest if word.startswith("-")}
-                assert options <= {o for p in known[name].params for o in p.opts}, command
+                parameters = known[name].params
+                assert options <= {
+                    o for p in parameters for o in (*p.opts, *p.secondary_opts)
+                }, command
     assert "compile" in found
 
 

@@ -3,7 +3,8 @@
     TilewrightError
     ├── UnusableInput        the user's model, data, option or place cannot be used   exit 2
     │   ├── UnknownName      a pass, target, model or task that does not exist
-    │   └── DamagedArtifact  an artifact whose files are not the ones that were written
+    │   ├── DamagedArtifact  an artifact whose files are not the ones that were written
+    │   └── DeviceFailed     a board that went away, hangs or crashed
     ├── PassFailed           a pass broke a promise; carries the folder that reruns it  exit 2
     ├── CannotLower          a backend has no kernel for some nodes                     exit 2
     └── CheckFailed          a verification or a gate said no                           exit 1
@@ -35,6 +36,10 @@ class UnknownName(UnusableInput):
 
 class DamagedArtifact(UnusableInput):
     """A file of an artifact is missing or is not the one that was written."""
+
+
+class DeviceFailed(UnusableInput):
+    """A board went away, hangs or crashed; another one may do what it was asked to."""
 
 
 class PassFailed(TilewrightError):

@@ -119,7 +119,6 @@ class Build(NamedTuple):
     islands: tuple[Note, ...]
     stored_bytes: int
     details: Mapping[str, str]
-    estimate: Estimate | None = None
 
 
 Executable = Callable[[Feeds], dict[str, np.ndarray]]
@@ -167,6 +166,13 @@ class Backend(Protocol):
         """
         ...
 
+    def estimate(self, folder: Path, target: Target, report: Report) -> Estimate | None:
+        """Return what a model of the device says of what was built in a folder.
+
+        None where there is no model, or where it lacks a tool, which `report` is told.
+        """
+        ...
+
     def load(
         self, folder: Path, threads: int | None = None, device: str | None = None
     ) -> Executable:
@@ -178,11 +184,21 @@ class Backend(Protocol):
         ...
 
     def steps(
-        self, graph: Graph, target: Target, folder: Path, feeds: Feeds, threads: int
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        feeds: Feeds,
+        threads: int,
+        device: str,
     ) -> Steps:
         """Build a model so that the device times it step by step, on the same inputs each time.
 
-        What is written lies in `folder`. Raises CannotLower, and UnusableInput where this
-        machine cannot run what the target asks for.
+        What is written lies in `folder`. Raises CannotLower, and UnusableInput where the device
+        cannot run what the target asks for, or cannot time it.
         """
+        ...
+
+    def boards(self, device: str) -> int:
+        """Return how many devices of a kind there are to share out work among."""
         ...

@@ -1,6 +1,6 @@
 """Operators that are not of the ONNX standard, told to onnx so that it infers their shapes."""
 
-from functools import cache
+from threading import Lock
 
 import onnx
 from onnx import defs
@@ -9,11 +9,17 @@ from onnx.shape_inference import InferenceContext
 MICROSOFT = "com.microsoft"
 
 
-@cache
+_REGISTERING = Lock()  # two threads may both find that it is not known
+
+
 def register_schemas() -> None:
     """Make onnx know onnxruntime's MatMulNBits, unless someone else has."""
-    if defs.has("MatMulNBits", MICROSOFT):
-        return
+    with _REGISTERING:
+        if not defs.has("MatMulNBits", MICROSOFT):
+            defs.register_schema(_matmul_nbits())
+
+
+def _matmul_nbits() -> defs.OpSchema:
     schema = defs.OpSchema
     parameter, optional = schema.FormalParameter, schema.FormalParameterOption.Optional
 
@@ -49,7 +55,7 @@ def register_schemas() -> None:
         ],
     )
     made.set_type_and_shape_inference_function(_rows_become_outputs)
-    defs.register_schema(made)
+    return made
 
 
 def _rows_become_outputs(context: InferenceContext) -> None:

@@ -1,21 +1,20 @@
 """Arguments that several commands take."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tilewright.errors import UnusableInput
+from tilewright.tools.console import Console
 
 PATH = click.Path(path_type=Path)
 THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1),
     help="Threads; every core of this process if not given.",
-)
-DEVICE = click.option(
-    "--device",
-    help="Where artifacts run; what there is depends on the target. The best that is there if "
-    "not given.",
 )
 DATA = click.option(
     "--data", type=PATH, required=True, help="Inputs: an .npz file, samples along axis 0."
@@ -69,3 +68,45 @@ def one_size(texts: tuple[str, ...], program: str) -> dict[str, int]:
                 "it once for each."
             )
     return {name: one for name, (one,) in given.items()}
+
+
+def device_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `device`, out of --device, or of --tracker and --key."""
+
+    @functools.wraps(function)
+    def joined(
+        console: Console,
+        device: str | None,
+        tracker: str | None,
+        key: str | None,
+        **options: Any,
+    ) -> None:
+        function(console, device=_device(device, tracker, key), **options)
+
+    for option in reversed(_DEVICE_OPTIONS):
+        joined = option(joined)
+    return joined
+
+
+_DEVICE_OPTIONS = (
+    click.option(
+        "--device",
+        help="Where artifacts run, such as qemu or rpc://HOST:PORT of a board; what there is "
+        "depends on the target. The best that is there if not given.",
+    ),
+    click.option(
+        "--tracker", metavar="HOST:PORT", help="A fleet's tracker instead, with --key."
+    ),
+    click.option("--key", help="The kind of board that the fleet is asked for."),
+)
+
+
+def _device(device: str | None, tracker: str | None, key: str | None) -> str | None:
+    if tracker is None and key is None:
+        return device
+    if device is not None or tracker is None or key is None:
+        raise UnusableInput(
+            "--tracker and --key go together, as in --tracker 10.0.0.2:9190 --key pi4, and "
+            "without --device."
+        )
+    return f"tracker://{tracker}/{key}"

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from tilewright.tools import cli_artifact, cli_compile, cli_lists
+from tilewright.tools import cli_artifact, cli_compile, cli_device, cli_gate, cli_lists
 from tilewright.tools.command import fail
 from tilewright.version import VERSION
 
@@ -19,6 +19,11 @@ from tilewright.version import VERSION
 @click.group("zoo", commands=[cli_lists.zoo_list_command, cli_lists.zoo_get_command])
 def zoo_app() -> None:
     """Real models, built on this machine out of public packages."""
+
+
+@click.group("device", commands=[cli_device.device_build_command])
+def device_app() -> None:
+    """Boards that artifacts are sent to."""
 
 
 @click.group(
@@ -30,9 +35,11 @@ def zoo_app() -> None:
         cli_artifact.verify_command,
         cli_artifact.bench_command,
         cli_artifact.eval_command,
+        cli_gate.gate_command,
         cli_artifact.reproduce_command,
         cli_lists.passes_command,
         cli_lists.targets_command,
+        device_app,
         zoo_app,
     ],
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from tilewright.tools.arguments import DATA, DEVICE, PATH, THREADS, one_size
+from tilewright.tools.arguments import DATA, PATH, THREADS, device_options, one_size
 from tilewright.tools.command import command
 from tilewright.tools.console import Console
 
@@ -14,7 +14,7 @@ from tilewright.tools.console import Console
 @DATA
 @click.option("--output", "-o", type=PATH, help="Write the outputs to this .npz file.")
 @THREADS
-@DEVICE
+@device_options
 def run_command(
     console: Console,
     artifact: str,
@@ -34,7 +34,7 @@ def run_command(
 @click.argument("b")
 @DATA
 @THREADS
-@DEVICE
+@device_options
 def verify_command(
     console: Console, a: str, b: str, data: Path, threads: int | None, device: str | None
 ) -> None:
@@ -83,7 +83,7 @@ def bench_command(
 @click.argument("model")
 @click.option("--task", required=True, help="A task; `tilewright zoo list` shows them.")
 @THREADS
-@DEVICE
+@device_options
 @click.option("--limit", type=int, help="Only the first so many samples.")
 def eval_command(
     console: Console,

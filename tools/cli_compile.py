@@ -6,13 +6,13 @@ import click
 
 from tilewright.tools.arguments import (
     CALIBRATION,
-    DEVICE,
     EVALUATE,
     PATH,
     PRECISION,
     SEED,
     TARGET,
     THREADS,
+    device_options,
     one_size,
     parse_dims,
 )
@@ -47,7 +47,7 @@ from tilewright.tools.console import Console
     "is not computed.",
 )
 @THREADS
-@DEVICE
+@device_options
 @SEED
 @click.option(
     "--tune",
@@ -91,6 +91,7 @@ def compile_command(console: Console, dim: tuple[str, ...], **options: Any) -> N
     "--dim", multiple=True, metavar="NAME=N", help="Size of an open dimension of the model."
 )
 @THREADS
+@device_options
 @SEED
 @click.option("--output", "-o", type=PATH, help="Plan to write; MODEL.plan.json if not given.")
 @EVALUATE

@@ -5,22 +5,36 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from tilewright.errors import CheckFailed, TilewrightError
 from tilewright.tools.console import Console
+from tilewright.tools.replace_file import check_place
+
+JSON = click.option("--json", is_flag=True, help="Print one JSON object.")
+JSON_OR_FILE = click.option(
+    "--json",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Print one JSON object, or write it to a file.",
+)
 
 
-def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
+def command(
+    name: str, json_option: Callable[[Callable[..., None]], Callable[..., None]] = JSON
+) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function a command with --json and --debug. It gets a Console first."""
 
     def register(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
-        def guarded(json: bool, debug: bool, **options: Any) -> None:
+        def guarded(json: bool | Path | None, debug: bool, **options: Any) -> None:
             try:
-                function(Console(json), **options)
+                function(_console(json), **options)
             except click.ClickException:
                 raise
             except BaseException as error:
@@ -28,11 +42,17 @@ def command(name: str) -> Callable[[Callable[..., None]], click.Command]:
                     traceback.print_exception(error)
                 fail(error)
 
-        json_option = click.option("--json", is_flag=True, help="Print one JSON object.")
         debug_option = click.option("--debug", is_flag=True, help="Show an error's traceback.")
         return click.command(name)(json_option(debug_option(guarded)))
 
     return register
+
+
+def _console(json: bool | Path | None) -> Console:
+    if not isinstance(json, Path) or str(json) == "-":
+        return Console(as_json=bool(json))
+    check_place(json)
+    return Console(as_json=False, file=json)
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -11,11 +11,9 @@ import numpy as np
 
 from tilewright import artifact, oracle
 from tilewright.calibration import Calibration
-from tilewright.errors import CheckFailed, UnknownName, UnusableInput
-from tilewright.frontends.arrays import read_arrays
+from tilewright.errors import CheckFailed, UnusableInput
 from tilewright.frontends.onnx_file import read_onnx
 from tilewright.protocol import HOST, Context, Feeds
-from tilewright.random_feeds import random_feeds
 from tilewright.reproduce import read_reproduction
 from tilewright.sizes import Sizes
 from tilewright.tools.compile_model import compile_model
@@ -23,9 +21,10 @@ from tilewright.tools.console import Console
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.engines import check_engine
 from tilewright.tools.evaluate_task import evaluate_task
+from tilewright.tools.find_feeds import first_feeds, samples_of, sizes_of
 from tilewright.tools.find_target import parse_pipeline
 from tilewright.tools.job import Job
-from tilewright.tools.load_artifact import inputs_of, load_any
+from tilewright.tools.load_artifact import load_any
 from tilewright.tools.measure_engines import OURS, measure_engines
 from tilewright.tools.replace_file import replacing
 from tilewright.tools.search_job import Search
@@ -150,7 +149,7 @@ def run_artifact(
     """Run an artifact on every sample of a file; write or describe the outputs."""
     place = contextlib.nullcontext() if output is None else replacing(output)
     with console.working(), place as file:
-        samples = _samples(data, model)
+        samples = samples_of(data, model)
         run = load_any(model, count_threads(threads, console.report), device)
         results = [run(feeds) for feeds in samples.feeds()]
         outputs = {name: _stacked([r[name] for r in results]) for name in results[0]}
@@ -183,7 +182,7 @@ def run_verify(
 ) -> None:
     """Compare two models on the samples of a file. Raises CheckFailed where they disagree."""
     with console.working():
-        samples = _samples(data, first)
+        samples = samples_of(data, first)
         threads = count_threads(threads, console.report)
         a, b = (
             load_any(model, threads, device if Path(model).is_dir() else None)
@@ -237,7 +236,7 @@ def run_bench(
             )
         model = Path(folder) / artifact.MODEL
         models = {OURS: Path(folder)} | dict.fromkeys(against, original or model)
-        feeds = _first_feeds(folder, data, dims)
+        feeds = first_feeds(folder, data, dims)
         if original is None:
             _check_first_size(folder, feeds)
         contest = measure_engines(
@@ -350,26 +349,9 @@ def run_reproduce(folder: Path, console: Console) -> None:
     console.result({"pipeline": str(pipeline), "trace": run.trace.as_json()})
 
 
-def _first_feeds(folder: str, data: Path | None, dims: Mapping[str, int]) -> Feeds:
-    """Return inputs to time: a user's first sample, or random ones of the first size."""
-    if data is not None:
-        if dims:
-            raise UnusableInput("--dim: it is for random inputs; leave it out with --data.")
-        return next(_samples(data, folder).feeds())
-    feeds = next(random_feeds(read_onnx(Path(folder) / artifact.MODEL), 1))
-    sizes = _sizes_of(folder)
-    known = {} if sizes is None else dict(sizes.choices[0])
-    if unknown := set(dims) - set(known):
-        raise UnknownName("open dimension in the artifact", unknown.pop(), known)
-    if sizes is None:
-        return feeds
-    # A mask at random would leave out what is to be timed.
-    return sizes.resized(sizes.whole(feeds), known | dict(dims))
-
-
 def _check_first_size(folder: str, feeds: Feeds) -> None:
     """Raise UnusableInput where the artifact takes inputs and its model.onnx does not."""
-    sizes = _sizes_of(folder)
+    sizes = sizes_of(folder)
     if sizes is None:
         return
     sizes.compiled_for(feeds)  # what is refused needs no other engine
@@ -379,21 +361,6 @@ def _check_first_size(folder: str, feeds: Feeds) -> None:
             f"Other engines run the artifact's model.onnx, which has {first}; these inputs "
             "have other sizes. Give the original, whose dimensions are open, with --model."
         )
-
-
-def _sizes_of(folder: str) -> Sizes | None:
-    stored = artifact.read(Path(folder)).get("sizes")
-    return None if stored is None else Sizes.from_json(stored)
-
-
-def _samples(data: Path, model: str) -> Calibration:
-    """Return a user's inputs, one feed a sample. Nothing is calibrated: errors say "Data"."""
-    inputs = inputs_of(model)
-    try:
-        return Calibration.from_arrays(read_arrays(data), inputs)
-    except UnusableInput as error:
-        said = str(error).removeprefix("Calibration ")
-        raise UnusableInput(said[:1].upper() + said[1:]) from error
 
 
 def _counted(count: int, noun: str) -> str:

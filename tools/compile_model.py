@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilewright import artifact, oracle
+from tilewright.cache import cache_folder
 from tilewright.cost import parameter_bytes, parameter_counts
 from tilewright.errors import UnknownName
 from tilewright.frontends.onnx_file import read_onnx
-from tilewright.frontends.zoo import cache_folder
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Pattern, Tile, parse_layout
@@ -73,6 +73,11 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
             "verified": verified,
             "sizes": None if sizes is None else sizes.as_json(),
         }
+        with stages("estimate"):
+            found = find_backend(target.backend).estimate(folder, target, report)
+            manifest["estimated_cycles"] = (
+                None if found is None else {"value": found.cycles, "model": found.model}
+            )
         with stages("latency"):
             feeds = built.feeds[0] if sizes is None else sizes.whole(built.feeds[0])
             manifest["latency"] = (
@@ -269,9 +274,6 @@ def _figures(
             for note in notes
         ],
         "details": dict(build.details),
-        "estimated_cycles": None
-        if build.estimate is None
-        else {"value": build.estimate.cycles, "model": build.estimate.model},
     }
 
 

@@ -6,14 +6,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from tilewright.tools.replace_file import replacing
 
 
 class Console:
-    """One command's output. With `as_json`, stdout gets one JSON object and nothing else."""
+    """One command's output. With `as_json`, stdout gets one JSON object and nothing else.
 
-    def __init__(self, as_json: bool) -> None:
+    With a `file`, that gets the object, and stdout what is for people.
+    """
+
+    def __init__(self, as_json: bool, file: Path | None = None) -> None:
         self._as_json = as_json
+        self._file = file
         self._start = time.monotonic()
 
     def report(self, message: str) -> None:
@@ -35,9 +42,12 @@ class Console:
             os.close(kept)
 
     def result(self, value: Mapping[str, Any]) -> None:
-        """Print the one JSON object; without --json, nothing."""
+        """Print or write the one JSON object; without --json, nothing."""
         if self._as_json:
             print(json.dumps(value))
+        if self._file is not None:
+            with replacing(self._file) as aside:
+                aside.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
     def text(self, line: str) -> None:
         """Print a line for people."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tilewright.cache import cache_folder
 from tilewright.errors import UnusableInput
-from tilewright.frontends.zoo import cache_folder
 from tilewright.timings import Timings, Tuning
 from tilewright.tools.read_model import ZOO
 

@@ -14,6 +14,8 @@ def replacing(file: Path) -> Iterator[Path]:
 
     Raises UnusableInput, before anything else happens, where the place cannot be written to.
     """
+    if file.is_dir():
+        raise UnusableInput(f'Output "{file}" is a folder. Give the name of a file.')
     if not file.parent.is_dir():
         raise UnusableInput(
             f'Output "{file}": the folder "{file.parent}" does not exist. Create it, or give '
@@ -29,3 +31,13 @@ def replacing(file: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def check_place(file: Path) -> None:
+    """Raise UnusableInput where a file cannot be written; what stands there stays."""
+    with contextlib.suppress(_Enough), replacing(file):
+        raise _Enough
+
+
+class _Enough(Exception):
+    """Nothing is to be written."""

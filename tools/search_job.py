@@ -24,6 +24,7 @@ class Search:
     calibration: Path | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     threads: int | None = None
+    device: str | None = None
     seed: int = 0
     output: Path | None = None
     evaluate: bool = True

@@ -12,7 +12,7 @@ from typing import Any
 from tilewright import oracle
 from tilewright.measurement import machine
 from tilewright.plan import Plan
-from tilewright.protocol import Report, silent
+from tilewright.protocol import HOST, Report, silent
 from tilewright.tools.choose_levels import (
     ChosenLevels,
     Judge,
@@ -103,7 +103,8 @@ def _plan(subject: Subject, table: LevelTable, levels: Levels) -> Plan:
 
 def _level_table(subject: Subject, judge: PlanJudge) -> LevelTable:
     errors = subject.errors()
-    times = time_levels(SPARSITIES, subject.steps, subject.of_times, subject.report)
+    devices = subject.backend.boards(subject.device)
+    times = time_levels(SPARSITIES, subject.steps, subject.of_times, devices, subject.report)
     places, steps_ms = places_of(errors, times)
     subject.report("the network without pruning")
     dense_ms = float(judge.latency(Plan())["median_ms"])
@@ -129,7 +130,7 @@ def _described(
         "plan": {"levels": {name: dict(level) for name, level in plan.levels.items()}},
         "latency": {
             **latency,
-            "device": machine()["cpu"],
+            "device": machine()["cpu"] if subject.device == HOST else subject.device,
             "threads": subject.threads,
         },
         "estimated_latency_ms": round(estimated, 4),

@@ -9,10 +9,10 @@ from pathlib import Path
 import tilewright
 from tilewright import oracle
 from tilewright.answers import Answers
+from tilewright.cache import cache_folder
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.findings import Findings
-from tilewright.frontends.zoo import cache_folder
 from tilewright.graph import Graph
 from tilewright.layout import Tile
 from tilewright.measurement import Samples, machine, versions
@@ -22,7 +22,7 @@ from tilewright.passes.prune.tile_errors import TileErrors
 from tilewright.passes.prune.tiles import PruneTiles
 from tilewright.pipeline import Pipeline
 from tilewright.plan import Level, Plan
-from tilewright.protocol import Context, Report, Steps
+from tilewright.protocol import HOST, Context, Feeds, Report, Steps
 from tilewright.target import Target
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.find_target import find_backend, find_target, parse_pipeline
@@ -51,6 +51,7 @@ class Subject:
         self.target = find_target(search.target)
         self.precision = check_precision(self.target, search.precision)
         self.backend = find_backend(self.target.backend)
+        self.device = self.backend.find_device(search.device)
         self.threads = count_threads(search.threads, report) or oracle.cores()
         self.step = _pruning_step(self.target)
         self.pipeline = resolve_pipeline(
@@ -63,7 +64,9 @@ class Subject:
         found = self._candidates()
         self.layers, self.notes = found.layers, found.notes
         answers = self._question()
-        times = f"{answers}, {machine()['cpu']}, {oracle.cores()} cores, {self.threads} threads"
+        here = f"{machine()['cpu']}, {oracle.cores()} cores"
+        device = here if self.device == HOST else self.device
+        times = f"{answers}, {device}, {self.threads} threads"
         self.of_answers = Findings(cache_folder() / "searches.sqlite", answers)
         self.of_times = Findings(cache_folder() / "searches.sqlite", times)
 
@@ -105,16 +108,30 @@ class Subject:
         context = self._context(Plan(levels if sparsity else {}))
         graph = Pipeline(tuple(passes)).run(self.source.graph, context).graph
         feeds = next(self.held.feeds())
-        return self.backend.steps(graph, self.target, folder, feeds, self.threads)
+        return self.backend.steps(graph, self.target, folder, feeds, self.threads, self.device)
 
     def time(self, models: Mapping[str, Path]) -> dict[str, Samples]:
-        """Time artifacts, each in a process of its own, in turns."""
+        """Time artifacts in turns; on this machine each in a process of its own.
+
+        Raises UnusableInput where the device has no clock, and DeviceFailed.
+        """
         feeds = next(self.held.feeds())
+        if self.device != HOST:
+            return {name: self._time_there(models[name], feeds) for name in models}
         ours = dict.fromkeys(models, OURS)
         contest = measure_engines(
             models, feeds, self.threads, engine_of=ours, report=self.report
         )
         return {name: contest.total(name) for name in models}
+
+    def _time_there(self, folder: Path, feeds: Feeds) -> Samples:
+        taken = self.backend.time(folder, feeds, self.threads, self.device)
+        if taken is None:
+            raise UnusableInput(
+                f"search: latencies are asked for, and {self.device} is not the device that "
+                f"{self.target.name} is for. Give --device with one that is."
+            )
+        return taken
 
     def errors(self) -> dict[str, list[float]]:
         """Return the error of the answers with each layer alone at each level, dense first."""

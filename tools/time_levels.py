@@ -1,6 +1,7 @@
 """Time how long layers take at each level of sparsity, each kernel within the whole model."""
 
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from tilewright.findings import Findings
 from tilewright.protocol import Report, Steps
 from tilewright.steps import StepTimes, meeting, time_in_turns
 from tilewright.tools.choose_levels import TimedLayers
+from tilewright.tools.share_jobs import share_jobs
 
 _SECONDS = 10.0  # of a level's runs, at most
 Against = tuple[StepTimes, StepTimes]  # the dense build, and one with pruned layers, in turns
@@ -21,33 +23,36 @@ def time_levels(
     sparsities: Sequence[float],
     built: Callable[[float, Path], Steps],
     findings: Findings,
+    devices: int,
     report: Report,
 ) -> list[Against]:
-    """Time a build at every sparsity in turns with the dense one.
+    """Time a build at every sparsity in turns with the dense one, on so many devices at once.
 
     `built(sparsity, folder)` builds the model with all layers at one sparsity. What `findings`
     knows is not built again; the rest is kept there one by one.
     """
-    known = [findings.find(_item(sparsity)) for sparsity in sparsities]
     with tempfile.TemporaryDirectory(prefix="tilewright-") as scratch:
+        own = threading.local()  # each thread has a device, and the dense build on it
 
         def build(sparsity: float) -> Steps:
-            folder = Path(scratch) / str(sparsity)
-            folder.mkdir()
-            return built(sparsity, folder)
+            return built(sparsity, Path(tempfile.mkdtemp(dir=scratch)))
 
-        dense: Steps | None = None
-        for index, sparsity in enumerate(sparsities):
-            if known[index] is not None:
-                continue
-            where = f"times at sparsity {sparsity} ({index + 1} of {len(sparsities)})"
-            report(f"{where}: building")
-            dense = dense or build(0.0)
+        def measure(sparsity: float) -> None:
+            report(f"times at sparsity {sparsity}: building")
+            dense, own.dense = getattr(own, "dense", None) or build(0.0), None
             pair = [dense, build(sparsity)]
-            report(f"{where}: running")
+            report(f"times at sparsity {sparsity}: running")
             taken = time_in_turns(pair, time.monotonic() + _SECONDS, lambda _: None)
-            known[index] = [_as_json(times) for times in taken]
-            findings.keep(_item(sparsity), known[index])
+            findings.keep(_item(sparsity), [_as_json(times) for times in taken])
+            own.dense = dense  # not where the device failed: it is gone with it
+
+        unknown = [s for s in sparsities if findings.find(_item(s)) is None]
+        if devices == 1:
+            for sparsity in unknown:
+                measure(sparsity)
+        else:
+            share_jobs(unknown, devices, measure, report)
+    known = [findings.find(_item(sparsity)) for sparsity in sparsities]
     return [(_times(dense), _times(pruned)) for dense, pruned in known]
 
 

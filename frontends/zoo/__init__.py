@@ -7,7 +7,6 @@
 """
 
 from tilewright.frontends.zoo.build import get
-from tilewright.frontends.zoo.cache import cache_folder
 from tilewright.frontends.zoo.calibration import calibration
 from tilewright.frontends.zoo.catalogue import MODELS, ZooModel
 from tilewright.frontends.zoo.tasks import TASKS, Score, Task, evaluate
@@ -18,7 +17,6 @@ __all__ = [
     "Score",
     "Task",
     "ZooModel",
-    "cache_folder",
     "calibration",
     "evaluate",
     "get",

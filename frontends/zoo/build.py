@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from tilewright.cache import Report, cache_folder, quiet, sha256_of, write_aside
 from tilewright.errors import UnknownName
-from tilewright.frontends.zoo.cache import Report, cache_folder, quiet, sha256_of, write_aside
 from tilewright.frontends.zoo.catalogue import FAMILIES, MODELS, Family
 
 RECORD = "built.json"

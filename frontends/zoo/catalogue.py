@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilewright.cache import Report
 from tilewright.frontends.zoo import efficientnet_lite0, minilm, ppocr, smollm2, vit_saliency
-from tilewright.frontends.zoo.cache import Report
 
 
 @dataclass(frozen=True)

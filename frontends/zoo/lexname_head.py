@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.cache import Report, cache_folder, write_aside
 from tilewright.frontends.zoo.build import get
-from tilewright.frontends.zoo.cache import Report, cache_folder, write_aside
 from tilewright.frontends.zoo.run_dense import open_model
 from tilewright.frontends.zoo.scores import fit_logistic
 from tilewright.frontends.zoo.tokens import sentence_feeds

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilewright.errors import UnusableInput
-from tilewright.frontends.zoo.cache import (
+from tilewright.cache import (
     Report,
     cache_folder,
     is_intact,
@@ -24,6 +23,7 @@ from tilewright.frontends.zoo.cache import (
     sha256_of_tree,
     write_aside,
 )
+from tilewright.errors import UnusableInput
 from tilewright.frontends.zoo.read_deb import extract_deb
 
 # (package name, version, empty folder) -> the downloaded file. Tests pass their own.

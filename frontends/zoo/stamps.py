@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from tilewright.frontends.zoo.cache import Report, quiet
+from tilewright.cache import Report, quiet
 from tilewright.frontends.zoo.optional import optional
 from tilewright.frontends.zoo.packages import DebianPackage, fetch_debian
 from tilewright.frontends.zoo.stamp_labels import THINGS, right_classes

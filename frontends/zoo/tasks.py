@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.cache import Report, quiet
 from tilewright.errors import UnknownName, UnusableInput
 from tilewright.frontends.zoo.build import get
-from tilewright.frontends.zoo.cache import Report, quiet
 from tilewright.frontends.zoo.feeds import (
     classifier_input,
     ocr_characters,

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
+from tilewright.cache import quiet
 from tilewright.errors import UnusableInput
 from tilewright.frontends.zoo import minilm, smollm2
-from tilewright.frontends.zoo.cache import quiet
 from tilewright.frontends.zoo.optional import optional
 from tilewright.frontends.zoo.wordnet import gloss_text
 

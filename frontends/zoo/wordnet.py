@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilewright.frontends.zoo.cache import Report, quiet
+from tilewright.cache import Report, quiet
 from tilewright.frontends.zoo.packages import DebianPackage, fetch_debian
 
 NOUNS = "usr/share/wordnet/data.noun"

@@ -10,11 +10,14 @@ How words are multiplied is the instruction set's `dot`:
     amx     tiles of 16 rows x 16 words by 16 words x 16 positions (tdpbsud)
     vnni    a vector of words by one word of weights (vpdpbusd)
     words   two inputs a word, as int16 (vpmaddwd), which no sum of theirs can overflow
+    sdot    a vector of words by one word of weights, both signed (sdot)
+    smull   the same in steps: products of two words as int16 (smull, smlal), added up by pairs
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from tvm import tirx
@@ -36,18 +39,30 @@ class Dot:
     """How one instruction set multiplies words.
 
     `depth` inputs make a word; weights of `rows` rows are packed together, and `words` words of
-    a list are multiplied at a time, so lists are padded to that many.
+    a list are multiplied at a time, so lists are padded to that many. `places` vectors of
+    positions are computed together. Activations are multiplied as `activations`, to which
+    others are shifted.
     """
 
     depth: int
     rows: int
     words: int
+    places: int = 4
+    activations: str = "uint8"
 
 
 # The byte of four vectors of 16, one behind the other, that comes in each place of `_mixed`.
 INTERLEAVED = np.arange(64, dtype=np.uint8).reshape(4, 16).T.reshape(-1)
 
-DOTS = {"amx": Dot(4, 2 * _TILE, _TILE), "vnni": Dot(4, 4, 1), "words": Dot(2, 4, 1)}
+DOTS = {
+    "amx": Dot(4, 2 * _TILE, _TILE),
+    "vnni": Dot(4, 4, 1),
+    "words": Dot(2, 4, 1),
+    "sdot": Dot(4, 4, 1, activations="int8"),
+    # Two sums a position: more places would not fit the registers.
+    "smull": Dot(4, 4, 2, places=2, activations="int8"),
+}
+SHIFT = 128  # between int8 and uint8
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ class IntegerKernel:
     def write(self, pen: Pen) -> None:
         """Write the function's body."""
         lanes = pen.isa.lanes
-        nests = cut(self.height, self.width, lanes, 4)
+        nests = cut(self.height, self.width, lanes, DOTS[pen.isa.dot].places)
         widest = max(len(nest.places) for nest in nests)
         with pen.shared(self.parallel) as share:
             count = pen.register(pen.load(TILES, 0))
@@ -91,6 +106,18 @@ class IntegerKernel:
                             block.run(nest, b, y, x, low + tile)
 
 
+class _Multiply(Protocol):
+    """How packed activations are multiplied, into sums."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Prepare the thread's CPU."""
+        ...
+
+    def block(self, values: Expr, words: Expr, places: int) -> None:
+        """Multiply the rows of weights from `values` on by what is packed."""
+        ...
+
+
 class _Block:
     """What one thread works with: packed activations, sums, and how to multiply."""
 
@@ -102,8 +129,8 @@ class _Block:
         self.packed = pen.local(kernel.most_words * places * self.bytes, "uint8")
         self.held = pen.local(1, "int32")
         self.sums = pen.local(self.dot.rows * places * pen.isa.lanes, "int32")
-        multiply = _Amx if pen.isa.dot == "amx" else _Vectors
-        self.multiply = multiply(pen, self.packed, self.sums)
+        kinds: dict[str, Callable[..., _Multiply]] = {"amx": _Amx, "smull": _Halves}
+        self.multiply = kinds.get(pen.isa.dot, _Vectors)(pen, self.packed, self.sums)
 
     def forget(self) -> None:
         """Note that nothing is packed for the block of positions at hand."""
@@ -146,11 +173,13 @@ class _Block:
             for v, place in enumerate(places):
                 parts = [pen.load(SOURCE, start + place, lanes) for start in starts]
                 mixed = self._mixed(parts)
-                if dtype == "int8":
-                    # Shifted by 128, so that they are unsigned; the start corrects for it.
+                if dtype != self.dot.activations:
+                    # The start corrects for the shift.
                     mixed = tirx.reinterpret(f"uint8x{lanes * depth}", mixed) ^ tirx.Broadcast(
-                        tirx.const(128, "uint8"), lanes * depth
+                        tirx.const(SHIFT, "uint8"), lanes * depth
                     )
+                elif dtype == "int8":
+                    mixed = tirx.reinterpret(f"uint8x{lanes * depth}", mixed)
                 if depth == 2:
                     mixed = tirx.reinterpret(
                         f"uint8x{lanes * 4}", tirx.Cast(f"int16x{lanes * 2}", mixed)
@@ -218,11 +247,85 @@ class _Vectors:
                 vector,
                 tirx.reinterpret(f"int8x{lanes * 4}", weight),
             )
+        if self.pen.isa.dot == "sdot":
+            return tirx.call_llvm_pure_intrin(
+                f"int32x{lanes}",
+                "llvm.aarch64.neon.sdot.v4i32.v16i8",
+                total,
+                tirx.reinterpret("int8x16", vector),
+                tirx.reinterpret("int8x16", weight),
+            )
         multiply = "avx512.pmaddw.d.512" if lanes == 16 else "avx2.pmadd.wd"
         pairs = (tirx.reinterpret(f"int16x{lanes * 2}", value) for value in (vector, weight))
         return total + tirx.call_llvm_pure_intrin(
             f"int32x{lanes}", f"llvm.x86.{multiply}", *pairs
         )
+
+
+class _Halves:
+    """Sums in two vector registers a row and place, of two inputs' products a lane.
+
+    Two products of int8 fit int16 as long as no weight is -128, which symmetric ones are not.
+    """
+
+    def __init__(self, pen: Pen, packed: Local, sums: Local) -> None:
+        self.pen, self.packed, self.sums = pen, packed, sums
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Nothing to prepare."""
+        yield
+
+    def block(self, values: Expr, words: Expr, places: int) -> None:
+        """Multiply four rows of weights by what is packed, two words at a time."""
+        pen, rows = self.pen, DOTS["smull"].rows
+        cells = [
+            [[pen.local(4, "int32") for _ in range(2)] for _ in range(places)]
+            for _ in range(rows)
+        ]
+        for row in cells:
+            for cell in row:
+                for half in cell:
+                    half.store(0, number(0, "int32", 4), 4)
+        with pen.serial(words // 2) as step:
+            vectors = [
+                [
+                    self._bytes(self.packed.load((step * 2 + w) * (places * 16) + v * 16, 16))
+                    for w in range(2)
+                ]
+                for v in range(places)
+            ]
+            for r, row in enumerate(cells):
+                weights = [
+                    self._bytes(
+                        pen.load(VALUES, values + (step * 2 + w) * rows + r, 4, stride=0)
+                    )
+                    for w in range(2)
+                ]
+                for pair, cell in zip(vectors, row, strict=True):
+                    for half, sum_ in zip((tirx.vectorlow, tirx.vectorhigh), cell, strict=True):
+                        products = [
+                            self._intrinsic(
+                                "int16x8", "smull.v8i16", half("int8x8", a), half("int8x8", b)
+                            )
+                            for a, b in zip(pair, weights, strict=True)
+                        ]
+                        pairs = self._intrinsic(
+                            "int32x4", "saddlp.v4i32.v8i16", products[0] + products[1]
+                        )
+                        sum_.store(0, sum_.load(0, 4) + pairs, 4)
+        for r, row in enumerate(cells):
+            for v, (low, high) in enumerate(row):
+                total = self._intrinsic(
+                    "int32x4", "addp.v4i32", low.load(0, 4), high.load(0, 4)
+                )
+                self.sums.store((v * rows + r) * 4, total, 4)
+
+    def _bytes(self, value: Expr) -> Expr:
+        return self.pen.register(tirx.reinterpret("int8x16", value))
+
+    def _intrinsic(self, dtype: str, name: str, *operands: Expr) -> Expr:
+        return tirx.call_llvm_pure_intrin(dtype, f"llvm.aarch64.neon.{name}", *operands)
 
 
 class _Amx:

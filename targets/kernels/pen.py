@@ -33,6 +33,7 @@ class Isa:
     dot: str = "words"  # how 8-bit integers are multiplied: see `integer.py`
     features: tuple[str, ...] = ()  # beyond mcpu, as LLVM spells them
     needs: tuple[str, ...] = ()  # of the CPU, as /proc/cpuinfo spells them
+    triple: str = ""  # of a machine other than this one
 
     def width_for(self, extent: int) -> int:
         """Return the widest vector, a power of two, that `extent` elements fill."""

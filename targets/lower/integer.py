@@ -8,7 +8,7 @@ import numpy as np
 from tilewright.graph import static_shape
 from tilewright.protocol import LayerDecision
 from tilewright.targets.kernels.elementwise import Chain
-from tilewright.targets.kernels.integer import INTERLEAVED, IntegerKernel
+from tilewright.targets.kernels.integer import DOTS, INTERLEAVED, SHIFT, IntegerKernel
 from tilewright.targets.kernels.tile import PARALLEL_MACS
 from tilewright.targets.lower.integer_tiles import PackedIntegers, pack_integers
 from tilewright.targets.lower.lowering import Lowering, NotLowered
@@ -28,7 +28,6 @@ from tilewright.targets.lower.tiles import dense_steps, sparse_steps
 from tilewright.targets.lower.window import Window
 
 _ROWS = 32  # output channels of a tile: as many as pay for packing its activations
-_SHIFT = 128  # from int8 activations to the unsigned ones that the kernel multiplies
 
 
 def lower_integers(lowering: Lowering, region: Region) -> None:
@@ -121,6 +120,8 @@ def _pack(
     site = Site("layer", described, (region.anchor.name,))
     picked = pick(site, ways if zeros else ways[:1])
     dense = ways[picked.number] == "dense"
-    zero = layer.zero + (_SHIFT if layer.source.dtype == np.int8 else 0)
+    shift = {("int8", "uint8"): SHIFT, ("uint8", "int8"): -SHIFT}
+    kinds = (np.dtype(layer.source.dtype).name, DOTS[lowering.isa.dot].activations)
+    zero = layer.zero + shift.get(kinds, 0)
     packed = pack_integers(matrix, problem.offsets, lowering.isa.dot, _ROWS, dense, zero)
     return packed, dense, "; ".join(filter(None, (f"{zeros:.0%} zeros", picked.measured)))

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,9 @@ from tvm import relax, tirx
 from tilewright import oracle
 from tilewright.protocol import Report
 from tilewright.targets.kernels.pen import Isa, bases_of, dtype_of, write_prim_func
+from tilewright.targets.link import Link
 from tilewright.targets.lower.program import Call, Kernel
 from tilewright.targets.lower.window import Buffer
-
-# Links object files into a shared library: (output, objects, options).
-Link = Callable[[str, Sequence[str], Sequence[str] | None], None]
 
 
 class Piece(NamedTuple):
@@ -44,7 +42,7 @@ def compile_library(
     register_kernel_pipeline()
     kernels = dict.fromkeys(call.kernel for piece in pieces for call in piece.calls)
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-        objects = [Path(folder) / f"{_function_name(kernel)}.o" for kernel in kernels]
+        objects = [Path(folder) / f"{function_name(kernel)}.o" for kernel in kernels]
         # Threads are enough: TVM does not hold the interpreter while it compiles.
         with ThreadPoolExecutor(oracle.cores()) as pool:
             compiled = pool.map(lambda kernel: _kernel_object(kernel, isa), kernels)
@@ -53,7 +51,9 @@ def compile_library(
                 report(f"compiled {index + 1} of {len(kernels)} kernels")
 
         executable = tvm.compile(relax_module(pieces, names), target=llvm_target(isa))
-        executable.export_library(str(path), fcompile=_LinkWith(list(map(str, objects)), link))
+        executable.export_library(
+            str(path), fcompile=_LinkWith(list(map(str, objects)), link, isa)
+        )
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class _LinkWith:
 
     kernels: list[str]
     link: Link
+    isa: Isa
 
     def __call__(self, output: str, exported: Sequence[str], options: Any = None) -> None:
         # The module that imports the virtual machine's is an empty C source.
@@ -73,7 +74,7 @@ class _LinkWith:
         self.link(output, [*objects, *self.kernels], None)
 
     def get_target_triple(self) -> str:
-        return str(tvm.target.codegen.llvm_get_system_triple())
+        return self.isa.triple or str(tvm.target.codegen.llvm_get_system_triple())
 
 
 def relax_module(pieces: Sequence[Piece], names: Sequence[str]) -> tvm.IRModule:
@@ -102,7 +103,7 @@ def relax_module(pieces: Sequence[Piece], names: Sequence[str]) -> tvm.IRModule:
 @functools.lru_cache(maxsize=512)
 def _kernel_object(kernel: Kernel, isa: Isa) -> bytes:
     """Return the object file of one kernel: another model, or another try, may need it too."""
-    name = _function_name(kernel)
+    name = function_name(kernel)
     function = write_prim_func(name, isa, kernel.kinds(), kernel.write)
     executable = tvm.compile(
         tvm.IRModule({name: function}), target=llvm_target(isa), tir_pipeline=KERNEL_PIPELINE
@@ -113,15 +114,17 @@ def _kernel_object(kernel: Kernel, isa: Isa) -> bytes:
         return path.read_bytes()
 
 
-def _function_name(kernel: Kernel) -> str:
+def function_name(kernel: Kernel) -> str:
+    """Return the name of a kernel's function in a library."""
     return f"{kernel.name}_{hashlib.sha256(repr(kernel).encode()).hexdigest()[:16]}"
 
 
 def llvm_target(isa: Isa) -> Any:
     """Return TVM's target for an instruction set."""
     features = [f"+{feature}" for feature in isa.features]
+    machine = {"mtriple": isa.triple} if isa.triple else {}
     return tvm.target.Target(
-        {"kind": "llvm", "mcpu": isa.mcpu, "mattr": features, "opt-level": 3}
+        {"kind": "llvm", "mcpu": isa.mcpu, "mattr": features, "opt-level": 3, **machine}
     )
 
 
@@ -162,5 +165,5 @@ def _kernel_pipeline() -> tuple[Any, Any, Any]:
 def _call(call: Call, arrays: dict[str, Any], places: Mapping[Buffer, int]) -> Any:
     kinds = bases_of(call.kernel.kinds())
     offsets = [relax.prim_value(places[ref.buffer] + ref.offset) for ref in call.refs]
-    function = relax.ExternFunc(_function_name(call.kernel))
+    function = relax.ExternFunc(function_name(call.kernel))
     return relax.Call(function, [*(arrays[k] for k in kinds), *offsets])

@@ -131,6 +131,16 @@ def segments(program: Program) -> list[Part]:
     return parts
 
 
+def nodes_of(parts: Sequence[Part]) -> list[frozenset[str]]:
+    """Return the names of the nodes that each part runs."""
+    return [
+        frozenset(name for call in part for name in call.nodes)
+        if isinstance(part, list)
+        else frozenset({part.node.name})
+        for part in parts
+    ]
+
+
 def kind_of(dtype: np.dtype) -> str:
     """Return the base array that constants of a dtype live in."""
     return {"float32": "weights", "int32": "indices"}.get(dtype.name, dtype.name)

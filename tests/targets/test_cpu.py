@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -32,8 +33,10 @@ from tilewright import oracle
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
 from tilewright.protocol import Executable
-from tilewright.targets import cpu_files, link
+from tilewright.targets import cpu as backend
 from tilewright.targets.cpu import CpuBackend
+from tilewright.targets.cpu_program import STORAGE
+from tilewright.targets.link import Toolchain
 
 # Sums of up to 300 products of unit normals, added up in another order.
 SUMS = Within(rtol=1e-4, atol=1e-4)
@@ -504,8 +507,8 @@ def test_without_a_compiler_zig_links(monkeypatch: pytest.MonkeyPatch) -> None:
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", noted)
-    link.link_shared("lib.so", ["a.o"])
-    assert commands[0][1:] == ["-m", "ziglang", "cc", "-shared", "-fPIC", "-o", "lib.so", "a.o"]
+    Toolchain().link_shared("lib.so", ["a.o"])
+    assert commands[0][1:] == ["-m", "ziglang", "cc", "-o", "lib.so", "-shared", "-fPIC", "a.o"]
 
 
 def test_without_any_linker_the_message_says_what_to_install(
@@ -514,7 +517,7 @@ def test_without_any_linker_the_message_says_what_to_install(
     no_compiler(monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnusableInput, match=r"apt-get install gcc.*tilewright\[zig\]"):
-        link.link_shared("lib.so", ["a.o"])
+        Toolchain().link_shared("lib.so", ["a.o"])
 
 
 def test_the_linker_has_nothing_to_compile(
@@ -522,18 +525,18 @@ def test_the_linker_has_nothing_to_compile(
 ) -> None:
     files: list[str] = []
 
-    def noted(output: str, objects: list[str], options: object) -> None:
+    def noted(output: str, objects: Sequence[str], options: object) -> None:
         files.extend(objects)
-        link.link_shared(output, objects)
+        Toolchain().link_shared(output, objects)
 
-    monkeypatch.setattr(cpu_files, "link_shared", noted)
+    monkeypatch.setattr(backend, "STORAGE", STORAGE._replace(link=noted))
     build(small(), tmp_path)
     assert {Path(file).suffix for file in files} == {".o"}
 
 
 def test_what_the_linker_says_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(UnusableInput, match=r"Linking .* failed: .*no\.o"):
-        link.link_shared(str(tmp_path / "lib.so"), [str(tmp_path / "no.o")])
+        Toolchain().link_shared(str(tmp_path / "lib.so"), [str(tmp_path / "no.o")])
 
 
 def test_islands_are_valid_models_of_one_node(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.targets.builds import (
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.targets.cpu import CpuBackend
-from tilewright.targets.cpu_program import PROGRAM
+from tilewright.targets.program_files import PROGRAM
 
 # Powers of two: scaling is then exact, and so is all that follows from exact sums.
 SOURCE_SCALE, WEIGHT_SCALE = 0.5, 0.25

@@ -17,6 +17,7 @@ from tilewright.measurement import Samples
 from tilewright.protocol import (
     HOST,
     Build,
+    Estimate,
     Executable,
     Feeds,
     LayerDecision,
@@ -64,6 +65,9 @@ class Faithful:
             raise UnusableInput(f"--device {asked}: there is none")
         return HOST
 
+    def estimate(self, folder: Path, target: Target, report: Report) -> Estimate | None:
+        return None
+
     def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
         raise AssertionError("HOST is timed beside other engines")
 
@@ -74,13 +78,22 @@ class Faithful:
         return lambda feeds: oracle.outputs_of(session, feeds)
 
     def steps(
-        self, graph: Graph, target: Target, folder: Path, feeds: Feeds, threads: int
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        feeds: Feeds,
+        threads: int,
+        device: str,
     ) -> Steps:
         """Claim a microsecond for each weight that is not zero, and ten for the rest."""
         layers = list(linear_layers(graph))
         counts = [1000 * int(np.count_nonzero(layer.matrix())) for layer in layers]
         nodes = [*(frozenset({layer.name}) for layer in layers), frozenset[str]()]
         return Steps(nodes, lambda: [*counts, 10_000])
+
+    def boards(self, device: str) -> int:
+        return 1
 
 
 class Wrong(Faithful):

@@ -40,3 +40,9 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(tmp_path: 
     refused = pytest.raises(UnusableInput, match=r"none.* does not exist\. Create it")
     with refused, replacing(tmp_path / "none" / "plan.json"):
         raise AssertionError("the work began")
+
+
+def test_a_folder_is_never_taken_for_a_file_to_write(tmp_path: Path) -> None:
+    refused = pytest.raises(UnusableInput, match=r"is a folder. Give the name of a file")
+    with refused, replacing(tmp_path):
+        raise AssertionError("the work began")

@@ -56,13 +56,13 @@ def test_levels_that_are_known_are_not_built_again(tmp_path: Path) -> None:
         return built
 
     with pytest.raises(KeyboardInterrupt):
-        time_levels((0.25, 0.5, 0.75), build(0.75), findings, silent)
+        time_levels((0.25, 0.5, 0.75), build(0.75), findings, 1, silent)
     assert asked == [0.0, 0.25, 0.5]
     asked.clear()
-    times = time_levels((0.25, 0.5, 0.75), build(None), findings, silent)
+    times = time_levels((0.25, 0.5, 0.75), build(None), findings, 1, silent)
     assert asked == [0.0, 0.75]
     assert [pruned.of("a") for _, pruned in times] == [750.0, 500.0, 250.0]
     assert all(dense.of("a") == 1000.0 for dense, _ in times)
     asked.clear()
-    assert time_levels((0.25, 0.5, 0.75), build(None), findings, silent) == times
+    assert time_levels((0.25, 0.5, 0.75), build(None), findings, 1, silent) == times
     assert asked == []

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilewright.cache import cache_folder, write_aside
 from tilewright.errors import UnknownName, UnusableInput
-from tilewright.frontends.zoo.cache import cache_folder, write_aside
 from tilewright.protocol import Report
 
 FOLDER = Path(__file__).parent

@@ -1,7 +1,7 @@
-"""Write what cpu_program.py runs: kernels, constants, and where everything lies in memory."""
+"""Write what runs a program: kernels, constants, and where everything lies in memory."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
+from tilewright.errors import DamagedArtifact
 from tilewright.graph import Graph
 from tilewright.protocol import Report
 from tilewright.target import Target
-from tilewright.targets.cpu_program import INDICES, LIBRARY, PROGRAM, REST, WEIGHTS
 from tilewright.targets.kernels.pen import Isa, bases_of, dtype_of
 from tilewright.targets.kernels.tile import COLUMNS_AHEAD
-from tilewright.targets.link import link_shared
+from tilewright.targets.link import Link
 from tilewright.targets.lower.program import (
     Island,
     Part,
@@ -23,8 +23,17 @@ from tilewright.targets.lower.program import (
     Program,
     plan_arena,
 )
-from tilewright.targets.lower.tiles import compressed
 from tilewright.targets.lower.window import Buffer, Window
+
+LIBRARY, WEIGHTS, REST, PROGRAM = "lib.so", "weights.bin", "constants.bin", "program.json"
+
+
+class Storage(NamedTuple):
+    """How a device links a library, and keeps offsets and tables: int32, in a file."""
+
+    link: Link
+    indices: str
+    encode: Callable[[np.ndarray], bytes]
 
 
 class Written(NamedTuple):
@@ -51,13 +60,14 @@ def write_files(
     pool: Pool,
     target: Target,
     isa: Isa,
+    storage: Storage,
     folder: Path,
     report: Report,
 ) -> Written:
-    """Write programs whose constants are in `pool` in the files that cpu_program.py lists."""
+    """Write programs whose constants are in `pool`: code, constants and program.json."""
     arenas = [plan_arena(each.program) for each in lowered]
     arena_bytes = max(size for _, size in arenas)
-    stored, starts = _write_constants(pool, folder, arena_bytes)
+    stored, starts = _write_constants(pool, storage, folder, arena_bytes)
     places = [
         {buffer: at // _itemsize(buffer.dtype) for buffer, at in arena.items()}
         | {b: starts.get(b.dtype, 0) + at for b, at in each.constants.items()}
@@ -78,7 +88,7 @@ def write_files(
             names,
             isa,
             folder / LIBRARY,
-            link_shared,
+            storage.link,
             report,
         )
         stored += (folder / LIBRARY).stat().st_size
@@ -137,7 +147,9 @@ def _described(
     }
 
 
-def _write_constants(pool: Pool, folder: Path, arena_bytes: int) -> tuple[int, dict[str, int]]:
+def _write_constants(
+    pool: Pool, storage: Storage, folder: Path, arena_bytes: int
+) -> tuple[int, dict[str, int]]:
     """Write weights, indices and what else is constant; return bytes, and where kinds start.
 
     Other dtypes live behind the arena, which is one memory for all of them.
@@ -149,8 +161,7 @@ def _write_constants(pool: Pool, folder: Path, arena_bytes: int) -> tuple[int, d
         stored += out.tell()
     # Kernels read some offsets behind the last.
     flat = np.concatenate([*pool.pieces("indices"), np.zeros(COLUMNS_AHEAD, np.int32)])
-    packed = compressed(flat)
-    stored += (folder / INDICES).write_bytes(packed)
+    stored += (folder / storage.indices).write_bytes(storage.encode(flat))
     starts: dict[str, int] = {}
     with (folder / REST).open("wb") as out:
         for kind in pool.kinds():
@@ -208,3 +219,14 @@ def _names_read(node: onnx.NodeProto) -> set[str]:
 def _value_info(name: str, window: Window) -> onnx.ValueInfoProto:
     dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(window.dtype)))
     return onnx.helper.make_tensor_value_info(name, dtype, window.shape)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of an artifact. Raises DamagedArtifact."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(
+            f"{path} cannot be read: {error}. Compile the model again."
+        ) from error
+    return content

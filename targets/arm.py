@@ -1,0 +1,196 @@
+"""The arm-edge backend: the tile kernels for NEON, cross-compiled, and run on a board."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tilewright.errors import CannotLower, UnusableInput
+from tilewright.graph import Graph
+from tilewright.measurement import Samples
+from tilewright.nbits import in_floats
+from tilewright.protocol import Build, Estimate, Feeds, Report, Steps, silent
+from tilewright.target import Target
+from tilewright.targets.board.estimate import (
+    Core,
+    as_json,
+    estimate_cycles,
+    missing_tools,
+)
+from tilewright.targets.board.held import INDICES
+from tilewright.targets.board.loaded import MACHINE, LoadedOnBoard, tools_for, write_machine
+from tilewright.targets.board.place import QEMU, TRACKER, parse_place
+from tilewright.targets.board.tracker import free_boards
+from tilewright.targets.kernels.pen import Isa
+from tilewright.targets.link import Toolchain
+from tilewright.targets.lower.lower_graph import lowering_of
+from tilewright.targets.lower.module import function_name
+from tilewright.targets.lower.program import Call, Part, Pool, Program, nodes_of, segments
+from tilewright.targets.lower.sites import estimated
+from tilewright.targets.program_files import (
+    Lowered,
+    Storage,
+    Written,
+    read_json,
+    write_files,
+)
+from tilewright.timings import Tuning
+
+ESTIMATE = "estimate.json"  # of an artifact: the cycles that it is estimated to take
+
+
+class ArmBackend:
+    """Builds shared libraries for 64-bit Arm and runs them on a board or in an emulator."""
+
+    name: ClassVar[str] = "arm-edge"
+
+    def build(
+        self,
+        graphs: Sequence[Graph],
+        target: Target,
+        folder: Path,
+        report: Report,
+        tuning: Tuning | None = None,
+    ) -> Build:
+        """Lower, compile and write `lib.so`, the packed weights and `program.json`.
+
+        `graphs` are one model at several shapes of its inputs. Raises CannotLower where a node
+        has no kernel: a board has nothing else to run it.
+        """
+        if tuning is not None:
+            raise UnusableInput(
+                f"--tune times kernels on this machine, and {target.name} is another one. "
+                "Leave the option out; what is faster is estimated."
+            )
+        report("lowering")
+        pool = Pool()
+        lowered = []
+        for graph in graphs:
+            program = _lowered(graph, target, report)
+            lowered.append(Lowered(program, segments(program), graph, pool.take(program)))
+        written = _write(lowered, pool, target, folder, report)
+        first = lowered[0].program
+        return Build(
+            layers=tuple(first.layers),
+            islands=(),
+            stored_bytes=written.stored_bytes,
+            details={
+                "isa": isa_of(target).name,
+                "calls": str(len(first.steps)),
+                "arena_bytes": str(written.arena_bytes),
+            },
+        )
+
+    def find_device(self, asked: str | None) -> str:
+        """Return the place that --device names, or the emulator where it is installed."""
+        return str(parse_place(asked))
+
+    def load(
+        self, folder: Path, threads: int | None = None, device: str | None = None
+    ) -> LoadedOnBoard:
+        """Return a function from feeds to outputs that runs on a board, which it holds."""
+        return LoadedOnBoard(folder, threads, parse_place(device))
+
+    def estimate(self, folder: Path, target: Target, report: Report) -> Estimate | None:
+        """Estimate the cycles of one core, and write where they go into `estimate.json`."""
+        if missing := missing_tools():
+            report(f"no estimate of cycles, for want of tools: apt-get install {missing}")
+            return None
+        emulated = target.settings["emulated"]
+        core = Core(emulated["llvm_mca_cpu"], tuple(emulated["l1"]), tuple(emulated["l2"]))
+        report("estimating cycles: counting instructions in QEMU")
+        functions = estimate_cycles(folder, *tools_for(folder), core)
+        described = as_json(functions, core, read_json(folder / MACHINE)["kernels"])
+        content = json.dumps(described, indent=1)
+        (folder / ESTIMATE).write_text(content + "\n", encoding="utf-8")
+        return Estimate(described["cycles"], described["model"])
+
+    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
+        """Time inferences on a board, by its own clock; the emulator has none."""
+        if device == QEMU:
+            return None
+        loaded = self.load(folder, threads, device)
+        loaded(feeds)
+        return loaded.time()
+
+    def steps(
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        feeds: Feeds,
+        threads: int,
+        device: str,
+    ) -> Steps:
+        """Build a model so that each of its kernels is timed on a board.
+
+        Raises CannotLower, and UnusableInput where the device has no clock.
+        """
+        if device == QEMU:
+            raise UnusableInput(
+                "Kernels are to be timed, and QEMU has no clock that says what a board takes. "
+                "Give --device rpc://HOST:PORT of a board."
+            )
+        program = _lowered(graph, target, silent)
+        parts: list[Part] = [[step] for step in program.steps if isinstance(step, Call)]
+        pool = Pool()
+        lowered = [Lowered(program, parts, graph, pool.take(program))]
+        _write(lowered, pool, target, folder, silent)
+        loaded = self.load(folder, threads, device)
+        loaded(feeds)
+        return Steps(nodes_of(parts), loaded.time_parts)
+
+    def boards(self, device: str) -> int:
+        """Return how many boards are free at a place; one at least, which may come back."""
+        place = parse_place(device)
+        return max(1, free_boards(place)) if place.kind == TRACKER else 1
+
+
+def isa_of(target: Target) -> Isa:
+    """Return the instruction set that a target's file describes. Raises UnusableInput."""
+    table: Mapping[str, Any] = target.settings.get("isa", {})
+    try:
+        return Isa(
+            name=table["name"],
+            mcpu=table["mcpu"],
+            lanes=table["lanes_fp32"],
+            registers=table["registers"],
+            dot=table["dot"],
+            features=tuple(table["features"]),
+            needs=tuple(table["needs"]),
+            triple=table["triple"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UnusableInput(
+            f"Target {target.name}: the table [isa] lacks {error}. "
+            "Compare with targets/arm-edge.toml."
+        ) from error
+
+
+def _lowered(graph: Graph, target: Target, report: Report) -> Program:
+    """Lower a graph. Raises CannotLower where a node has no kernel."""
+    program = lowering_of(in_floats(graph), target, isa_of(target), report)(estimated)
+    if program.islands:
+        named = "; ".join(f"{note.node}: {note.reason}" for note in program.islands[:5])
+        more = f" (and {len(program.islands) - 5} more)" if len(program.islands) > 5 else ""
+        raise CannotLower(
+            f"Target {target.name} has no kernel for {named}{more}. A board has no other "
+            "engine to run them: take the nodes out of the model, or compile for cpu."
+        )
+    return program
+
+
+def _write(
+    lowered: Sequence[Lowered], pool: Pool, target: Target, folder: Path, report: Report
+) -> Written:
+    """Write what a board runs, and what it is for."""
+    isa = isa_of(target)
+    storage = Storage(Toolchain(isa.triple).link_shared, INDICES, np.ndarray.tobytes)
+    nodes: dict[str, list[str]] = {}
+    for step in lowered[0].program.steps:
+        assert isinstance(step, Call), "nothing else runs on a board"
+        nodes.setdefault(function_name(step.kernel), []).extend(step.nodes)
+    write_machine(folder, isa.triple, target.settings["emulated"]["qemu_cpu"], nodes)
+    return write_files(lowered, pool, target, isa, storage, folder, report)

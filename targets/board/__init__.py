@@ -1,0 +1,1 @@
+"""Boards: the programs that run there, and what talks to them."""

@@ -1,0 +1,120 @@
+"""The process that talks to a board, by TVM RPC, and does nothing else.
+
+Its parent may end it at any time: RPC waits for ever where a board hangs. It takes calls from a
+pipe, as (name of a method, arguments), and answers with (outcome, value).
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import rpc
+
+from tilewright.targets.board.held import DONE, FAILED, INDICES, REFUSED
+from tilewright.targets.board.make import LIBRARY, SERVER
+from tilewright.targets.board.place import QEMU, RPC, TRACKER, Place
+from tilewright.targets.board.tracker import request_board
+from tilewright.targets.program_files import LIBRARY as KERNELS
+from tilewright.targets.program_files import PROGRAM, REST, WEIGHTS
+
+_FILES = (KERNELS, WEIGHTS, INDICES, REST, PROGRAM)
+_LOCAL = "127.0.0.1"
+# What an error of the board's own programs begins with; what follows is for users.
+_REFUSAL = "Error caught from RPC call:\n"
+
+
+class Worker:
+    """A session on a board, and the artifacts that are loaded there."""
+
+    def __init__(self, place: Place, programs: Path, cpu: str, sysroot: str) -> None:
+        """Connect. An emulator of a `cpu` is started for that."""
+        if place.kind == QEMU:
+            place = place._replace(port=_emulated(programs, cpu, sysroot, place.key))
+        place = request_board(place) if place.kind == TRACKER else place
+        self.name = f"{RPC}://{place.host}:{place.port}"
+        self._session = rpc.connect(place.host, place.port, key=place.key)
+        self._session.upload(str(programs / LIBRARY))
+        self._library = self._session.load_module(LIBRARY)
+        self._folder = self._session.get_function("tvm.rpc.server.workpath")
+        self._count = 0
+        self._outputs: list[list[str]] = []
+
+    def open(self, folder: Path, outputs: list[str], threads: int) -> int:
+        """Load an artifact; return its number."""
+        number = self._count
+        for name in _FILES:
+            self._session.upload(str(folder / name), f"{number}.{name}")
+        self._library["open"](number, self._folder(f"{number}."), threads)
+        self._count += 1
+        self._outputs.append(outputs)
+        return number
+
+    def run(self, number: int, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one inference."""
+        for name, value in feeds.items():
+            self._library["feed"](number, name, self._there(value))
+        self._library["run"](number)
+        return {
+            name: self._library["answer"](number, name).numpy()
+            for name in self._outputs[number]
+        }
+
+    def time(self, number: int, repeats: int) -> list[int]:
+        """Return nanoseconds of so many runs on the latest inputs, by the board's clock."""
+        return [int(each) for each in self._library["time"](number, repeats).split(",")]
+
+    def time_parts(self, number: int) -> list[int]:
+        """Return nanoseconds of each part in one run on the latest inputs."""
+        return [int(each) for each in self._library["time_parts"](number).split(",")]
+
+    def _there(self, value: np.ndarray) -> Any:
+        return tvm.runtime.tensor(np.ascontiguousarray(value), self._session.cpu())
+
+
+def _emulated(programs: Path, cpu: str, sysroot: str, key: str) -> int:
+    """Start a server in an emulator; return its port. It ends with this process's group."""
+    command = ["qemu-aarch64", "-L", sysroot, "-cpu", cpu, str(programs / SERVER)]
+    command += ["--host", _LOCAL, "--port", "0", "--key", key]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None, "the server was started with a pipe"
+    line = process.stdout.readline()
+    if not line.startswith("READY "):
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {process.wait()}")
+    return int(line.split()[1])
+
+
+def _answer(worker: Worker, method: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
+    try:
+        return DONE, getattr(worker, method)(*arguments)
+    except Exception as error:
+        _, refused, sentence = str(error).partition(_REFUSAL)
+        if refused:
+            return REFUSED, sentence.strip()
+        return FAILED, " ".join(str(error).split())[-400:]
+
+
+def main(pipe: int) -> None:
+    """Serve the calls that come through a pipe."""
+    calls = Connection(pipe)
+    place, programs, cpu, sysroot = calls.recv()
+    try:
+        worker = Worker(place, programs, cpu, sysroot)
+    except Exception as error:
+        calls.send((FAILED, " ".join(str(error).split())[-400:]))
+        return
+    calls.send((DONE, worker.name))
+    while True:
+        try:
+            method, *arguments = calls.recv()
+        except EOFError:
+            return
+        calls.send(_answer(worker, method, tuple(arguments)))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

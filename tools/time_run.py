@@ -1,0 +1,93 @@
+"""Time one run of the gate: two models in turns, each started anew."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tilewright.gate import run_ratio
+from tilewright.measurement import Samples, machine
+from tilewright.protocol import Backend, Feeds, Report
+from tilewright.tools.measure_engines import OURS, measure_engines
+
+# A median over five rounds outlives two that were disturbed; each has two calls at least.
+_ROUNDS, _ROUND_SECONDS = 5, 0.1
+
+
+@dataclass(frozen=True)
+class Duel:
+    """An artifact and what it is timed in turns with: another artifact, or an .onnx file.
+
+    `engine` runs the other one, on the same inputs and as many threads.
+    """
+
+    artifact: Path
+    other: Path
+    engine: str
+    feeds: Feeds
+    threads: int
+    report: Report
+
+    def run(self, index: int) -> float:
+        """Return the artifact's time over the other's. Raises UnusableInput as engines do.
+
+        In odd runs the other one goes first: who comes second finds the machine warm.
+        """
+        self.report(f"{self.artifact.name}: run {index + 1} against {self.engine}")
+        now, before = (f"gate: {path}" for path in (self.artifact, f"before, {self.other}"))
+        sides = {now: self.artifact, before: self.other}
+        if index % 2:
+            sides = dict(reversed(sides.items()))
+        contest = measure_engines(
+            sides,
+            self.feeds,
+            self.threads,
+            rounds=_ROUNDS,
+            round_seconds=_ROUND_SECONDS,
+            engine_of={now: OURS, before: self.engine},
+        )
+        return run_ratio(contest.rounds[now], contest.rounds[before])
+
+
+@dataclass(frozen=True)
+class DeviceDuel:
+    """Two artifacts that run on one device beside this machine, such as a board or a GPU."""
+
+    artifact: Path
+    other: Path
+    backend: Backend
+    device: str
+    feeds: Feeds
+    threads: int
+    report: Report
+
+    def is_real(self) -> bool:
+        """Run the artifact; say whether the device is the real one. Raises UnusableInput."""
+        return self._time(self.artifact) is not None
+
+    def run(self, index: int) -> float:
+        """Return the artifact's time over the other's, each loaded anew for every run."""
+        self.report(f"{self.artifact.name}: run {index + 1} on {self.device}")
+        order = [self.artifact, self.other][:: -1 if index % 2 else 1]
+        taken: dict[Path, list[Samples]] = {path: [] for path in order}
+        for _ in range(_ROUNDS):
+            for path in order:
+                samples = self._time(path)
+                assert samples is not None, "a real device stays one"
+                taken[path].append(samples)
+        return run_ratio(taken[self.artifact], taken[self.other])
+
+    def _time(self, folder: Path) -> Samples | None:
+        return self.backend.time(folder, self.feeds, self.threads, self.device)
+
+
+def timing_machine(threads: int) -> Mapping[str, Any]:
+    """Return what a ratio to onnxruntime hangs on beside the artifact."""
+    here = machine()
+    return {
+        "cpu": here["cpu"],
+        "cores": here["cores"],
+        "vector": here["vector"],
+        "threads": threads,
+        "onnxruntime": here["versions"]["onnxruntime"],
+    }
