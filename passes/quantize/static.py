@@ -10,6 +10,7 @@ from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
+from tilewright.layer_norms import LAYER_NORM_OPSET, recognize_layer_norms
 from tilewright.layers import Layer, linear_layers, weighted_layers
 from tilewright.opset import with_opset
 from tilewright.options import check_name, unusable
@@ -40,7 +41,7 @@ class Quantize:
 
     With `everywhere` what layers write, sums, pools, softmaxes and the results of activation
     functions are quantized as well, and grouped convolutions: for devices that run networks on
-    nothing but integers.
+    nothing but integers. Layer normalizations stay in floats, in one piece each.
     """
 
     activations: bool = True
@@ -74,6 +75,8 @@ class Quantize:
                 "--calibration an .npz file with an array for each input."
             )
         edited = with_opset(graph.edit().sorted(), _PER_CHANNEL_OPSET)
+        if self.everywhere:
+            edited = _with_whole_norms(edited)
         notes: list[Note] = []
         # The weights of a ConvTranspose only stay small where integers multiply them.
         known = weighted_layers(edited) if self.activations else linear_layers(edited)
@@ -144,6 +147,14 @@ class Quantize:
             ends = (self._rule.ends(x) for x in walk.values(name) if x.size)
             ranges[name] = self._rule.over(ends, f'"{name}", which {layer.name} reads,')
         return ranges
+
+
+def _with_whole_norms(graph: Graph) -> Graph:
+    """Return the graph with layer normalizations in one piece, which stays in floats."""
+    ops = [node.op for node in graph.nodes]
+    if [node.op for node in recognize_layer_norms(graph).nodes] == ops:
+        return graph
+    return recognize_layer_norms(with_opset(graph, LAYER_NORM_OPSET))
 
 
 def _cut(graph: Graph, cut: Cut, low: float, high: float) -> None:

@@ -1,5 +1,6 @@
 """The edge-npu backend: integer regions through Vela, the rest for a CPU beside the device."""
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,10 +66,14 @@ class NpuBackend:
             written.append(write_program(graph, device, folder, prefix, report))
         programs = [size.described for size in written]
         write_json(folder / PROGRAM, {"format": FORMAT, "programs": programs})
-        regions = [region for size in written for region in size.estimates]
-        write_json(folder / ESTIMATES, {"model": device.model, "regions": regions})
         first = written[0]
-        cycles = sum(region["totals"]["cycles"] for region in first.estimates)
+        estimates = {
+            "model": device.model,
+            # Of one inference at the first size; what the CPU does beside it is not in it.
+            "cycles": sum(region["totals"]["cycles"] for region in first.estimates),
+            "regions": [region for size in written for region in size.estimates],
+        }
+        write_json(folder / ESTIMATES, estimates)
         inside, all_macs = first.macs
         return Build(
             layers=first.layers,
@@ -79,8 +84,12 @@ class NpuBackend:
                 "macs_on_npu": f"{inside / all_macs:.1%}" if all_macs else "none",
                 "layers_in_2_4_mode": str(first.sparse),
             },
-            estimate=Estimate(float(cycles), device.model),
         )
+
+    def estimate(self, folder: Path, target: Target, report: Report) -> Estimate:
+        """Return the cycles of all regions, as Vela estimated them while it compiled."""
+        content = json.loads((folder / ESTIMATES).read_text(encoding="utf-8"))
+        return Estimate(float(content["cycles"]), content["model"])
 
     def load(
         self, folder: Path, threads: int | None = None, device: str | None = None
@@ -96,13 +105,23 @@ class NpuBackend:
         """Return None: the reference model is not the device."""
 
     def steps(
-        self, graph: Graph, target: Target, folder: Path, feeds: Feeds, threads: int
+        self,
+        graph: Graph,
+        target: Target,
+        folder: Path,
+        feeds: Feeds,
+        threads: int,
+        device: str,
     ) -> Steps:
         """Raise UnusableInput: there is no device here whose steps could be timed."""
         raise UnusableInput(
             f"Target {target.name} is not timed: its artifacts run in TOSA's reference model. "
             "Search on a target that is, or compile with --sparsity and compare the estimates."
         )
+
+    def boards(self, device: str) -> int:
+        """Return 1: work is not shared out among reference models."""
+        return 1
 
 
 def _check_static(graph: Graph, target: Target) -> None:

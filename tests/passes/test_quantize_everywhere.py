@@ -202,3 +202,30 @@ def test_activations_that_are_not_finite_are_refused() -> None:
     graph = small_graph(text, w=normal(4, 4), w2=normal(4, 4))
     with pytest.raises(UnusableInput, match=r"is NaN or infinite on the calibration data"):
         quantized(graph, normal(3, 4))
+
+
+def test_a_spelled_out_normalization_stays_in_floats_as_one_operator() -> None:
+    graph = small_graph(
+        """g (float[1,3,8] x) => (float[1,3,8] y) {
+            a = MatMul(x, u) m = ReduceMean<axes=[-1]>(a) c = Sub(a, m) p = Pow(c, two)
+            v = ReduceMean<axes=[-1]>(p) e = Add(v, tiny) r = Sqrt(e) d = Div(c, r)
+            s = Mul(d, gain) n = Add(s, shift) y = MatMul(n, w)
+        }""",
+        u=normal(8, 8),
+        w=normal(8, 8, seed=1),
+        two=np.array(2, np.float32),
+        tiny=np.array(1e-5, np.float32),
+        gain=normal(8, seed=2),
+        shift=normal(8, seed=3),
+    )
+    x = normal(6, 3, 8)
+    found = quantized(graph, x).graph
+    assert stems(found) == {"x", "a", "n", "y"}
+    assert [n.op for n in found.nodes if "Linear" not in n.op] == [
+        "MatMul",
+        "LayerNormalization",
+        "MatMul",
+    ]
+    feeds = {"x": x[:1]}
+    dense, small = oracle.run(graph, feeds)["y"], oracle.run(found, feeds)["y"]
+    assert np.abs(dense - small).max() < 0.05 * np.abs(dense).max()
