@@ -3,6 +3,10 @@
 Steps alternate between the CPU and the device. A node's step is the first of its own kind that
 comes no earlier than those it reads from: so nothing waits for a later step, and all that can
 run in one region does.
+
+This works on the ONNX graph itself. Patterns in Relax would have to be written for every
+operator, and part where a DequantizeLinear has two readers; here a unit is what stands between
+quantizers, whatever it is, and whether the device takes it is found by lowering it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
