@@ -82,7 +82,7 @@ class NpuBackend:
             details={
                 "regions": str(len(first.estimates)),
                 "macs_on_npu": f"{inside / all_macs:.1%}" if all_macs else "none",
-                "layers_in_2_4_mode": str(first.sparse),
+                "convolutions_in_2_4_mode": str(first.sparse),
             },
         )
 

@@ -7,19 +7,24 @@ _MAGIC = b"COP1"
 # Actions of the driver, in the low byte of a word; words that follow some of them.
 _CONFIGURE, _STREAM = 1, 2
 _CONFIGURE_WORDS = 2
-_SET_WEIGHT_FORMAT = 0x12E  # Ethos-U85
+_CONVOLVE, _SET_WEIGHT_FORMAT = 0x002, 0x12E  # the latter of Ethos-U85 alone
 _SPARSE = 1 << 4
 _HAS_PAYLOAD = 0x4000
 _CODE = 0x3FF
 
 
-def sparse_layers(stream: bytes) -> int:
-    """Count how often a command stream switches reading of 2:4 weights on.
+def sparse_convolutions(stream: bytes) -> int:
+    """Count the convolutions that a command stream runs in the mode for 2:4 weights.
 
-    0 for a device that has no such mode, or a stream of another form.
+    A layer may be several, by stripes. 0 for a device that has no such mode, or a stream of
+    another form.
     """
-    parameters = (value for code, value in _commands(stream) if code == _SET_WEIGHT_FORMAT)
-    return sum(bool(value & _SPARSE) for value in parameters)
+    sparse, count = False, 0
+    for code, value in _commands(stream):
+        if code == _SET_WEIGHT_FORMAT:
+            sparse = bool(value & _SPARSE)
+        count += sparse and code == _CONVOLVE
+    return count
 
 
 def _commands(stream: bytes) -> Iterator[tuple[int, int]]:

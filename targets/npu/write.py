@@ -14,7 +14,7 @@ from tilewright.graph import Graph, static_shape
 from tilewright.layers import weighted_layer
 from tilewright.protocol import LayerDecision, Note, Report
 from tilewright.segments import part_of
-from tilewright.targets.npu.commands import sparse_layers
+from tilewright.targets.npu.commands import sparse_convolutions
 from tilewright.targets.npu.estimates import layers_of, totals_of
 from tilewright.targets.npu.lower import Value
 from tilewright.targets.npu.partition import Step, steps_of
@@ -91,7 +91,7 @@ def _write_cpu(graph: Graph, step: Step, path: Path) -> dict[str, Any]:
 def _write_region(
     region: Region, device: Device, folder: Path, name: str
 ) -> tuple[dict[str, Any], int]:
-    """Write a region's files; return Vela's estimates and how many layers run as 2:4."""
+    """Write a region's files; return Vela's estimates, and how many convolutions run as 2:4."""
     (folder / f"{name}.tosa").write_bytes(region.data)
     try:
         packed = compile_tosa(region.data, device, raw=False)
@@ -118,7 +118,7 @@ def _write_region(
         "totals": totals_of(raw),
         "layers": layers_of(raw, region.origins),
     }
-    return estimate, sparse_layers(stream)
+    return estimate, sparse_convolutions(stream)
 
 
 def _placed(kind: str, tensors: Sequence[Any]) -> dict[str, np.ndarray]:

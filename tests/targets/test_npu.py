@@ -18,7 +18,7 @@ from tilewright.passes.quantize.static import Quantize
 from tilewright.protocol import Build, Context, silent
 from tilewright.target import Target
 from tilewright.targets.npu import backend
-from tilewright.targets.npu.commands import sparse_layers
+from tilewright.targets.npu.commands import sparse_convolutions
 from tilewright.timings import Timings, Tuning
 from tilewright.tools.find_target import find_target, target_files
 
@@ -146,7 +146,7 @@ def sparse(w: np.ndarray, folder: Path, target: Target = U85) -> tuple[Build, in
     folder.mkdir(exist_ok=True)
     build = built(graph, folder, target)
     stored = np.load(folder / "region_1_vela.npz")
-    return build, sparse_layers(stored["commands"].tobytes())
+    return build, sparse_convolutions(stored["commands"].tobytes())
 
 
 def test_two_of_four_inputs_switch_the_sparse_mode_on_and_take_fewer_cycles(
@@ -159,7 +159,7 @@ def test_two_of_four_inputs_switch_the_sparse_mode_on_and_take_fewer_cycles(
     assert some > 0
     assert (dense.layers[0].tile, half.layers[0].tile) == ("1x1", "2:4")
     assert (dense.layers[0].density, half.layers[0].density) == (1.0, 0.5)
-    assert half.details["layers_in_2_4_mode"] == str(some)
+    assert half.details["convolutions_in_2_4_mode"] == str(some)
     busy = [
         estimates(tmp_path / name)["regions"][0]["totals"]["npu_cycles"]
         for name in ("dense", "half")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tilewright.targets.npu.commands import sparse_layers
+from tilewright.targets.npu.commands import sparse_convolutions
 from tilewright.tools.compile_model import compile_model
 from tilewright.tools.job import Job
 
@@ -68,7 +68,7 @@ def test_pruning_saves_cycles_where_the_device_can(tmp_path: Path) -> None:
         rows[name] = {row["unit"]: row for row in layers(tmp_path / name)}
     stored = np.load(tmp_path / "pattern" / "art.tw" / "region_1_vela.npz")
     sparse = [unit for unit, row in rows["pattern"].items() if row["sparse"]]
-    assert sparse_layers(stored["commands"].tobytes()) >= len(sparse) > 25
+    assert sparse_convolutions(stored["commands"].tobytes()) >= len(sparse) > 25
     busy = [sum(rows[n][unit]["npu_cycles"] for unit in sparse) for n in ("dense", "pattern")]
     assert busy[0] > 1.5 * busy[1]
     assert cycles["dense"] > 1.05 * cycles["pattern"]

@@ -78,7 +78,7 @@ def test_half_of_the_weights_go_by_the_pattern_that_the_commands_switch_on(run: 
     assert "prune-tiles{tile=2:4" in manifest["pipeline"]
     tiles = {layer["name"]: layer["tile"] for layer in manifest["layers"]}
     assert list(tiles.values()).count("2:4") >= 1
-    assert int(manifest["details"]["layers_in_2_4_mode"]) >= 1
+    assert int(manifest["details"]["convolutions_in_2_4_mode"]) >= 1
 
 
 def test_the_plan_of_an_artifact_prunes_the_same_again(run: Run) -> None:
