@@ -161,6 +161,7 @@ def isa_of(target: Target) -> Isa:
             features=tuple(table["features"]),
             needs=tuple(table["needs"]),
             triple=table["triple"],
+            by_element=True,
         )
     except (KeyError, TypeError) as error:
         raise UnusableInput(

@@ -105,9 +105,13 @@ def readme_blocks(language: str, document: str = "README.md") -> list[str]:
 
 
 def test_every_command_of_the_readme_is_known() -> None:
-    from tilewright.tools.cli import app, zoo_app
+    import click
 
-    known = {**app.commands, **{f"zoo {n}": c for n, c in zoo_app.commands.items()}}
+    from tilewright.tools.cli import app
+
+    groups = {n: c for n, c in app.commands.items() if isinstance(c, click.Group)}
+    inside = {f"{n} {m}": c for n, g in groups.items() for m, c in g.commands.items()}
+    known = {**app.commands, **inside}
     found = set()
     for block in readme_blocks("bash"):
         for line in block.replace("\\\n", " ").splitlines():
@@ -120,7 +124,7 @@ def test_every_command_of_the_readme_is_known() -> None:
                     if Path(words[0]).name == "tilewright"
                     else ["compile", *words[1:]]
                 )
-                name = " ".join(rest[:2]) if rest[0] == "zoo" else rest[0]
+                name = " ".join(rest[:2]) if rest[0] in groups else rest[0]
                 assert name in known, command
                 found.add(name)
                 options = {word.partition("=")[0] for word in rest if word.startswith("-")}

@@ -4,6 +4,9 @@ Its parent may end it at any time: RPC waits for ever where a board hangs. It ta
 pipe, as (name of a method, arguments), and answers with (outcome, value).
 """
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -99,8 +102,16 @@ def _answer(worker: Worker, method: str, arguments: tuple[Any, ...]) -> tuple[st
 
 
 def main(pipe: int) -> None:
-    """Serve the calls that come through a pipe."""
+    """Serve the calls that come through a pipe, until its other end is gone."""
     calls = Connection(pipe)
+    try:
+        _serve(calls)
+    finally:
+        # The emulator goes, too: it is in this group, which the parent began for it.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _serve(calls: Connection) -> None:
     place, programs, cpu, sysroot = calls.recv()
     try:
         worker = Worker(place, programs, cpu, sysroot)
@@ -108,12 +119,10 @@ def main(pipe: int) -> None:
         calls.send((FAILED, " ".join(str(error).split())[-400:]))
         return
     calls.send((DONE, worker.name))
-    while True:
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
             method, *arguments = calls.recv()
-        except EOFError:
-            return
-        calls.send(_answer(worker, method, tuple(arguments)))
+            calls.send(_answer(worker, method, tuple(arguments)))
 
 
 if __name__ == "__main__":

@@ -227,10 +227,8 @@ class _Vectors:
                 pen.register(self.packed.load((word * places + v) * size, size))
                 for v in range(places)
             ]
-            for r, row in enumerate(cells):
-                weight = pen.register(
-                    pen.load(VALUES, values + word * rows + r, lanes, stride=0)
-                )
+            weights = pen.elements(VALUES, values + word * rows, rows, lanes)
+            for weight, row in zip(map(pen.register, weights), cells, strict=True):
                 for vector, cell in zip(vectors, row, strict=True):
                     cell.store(0, self._add(cell.load(0, lanes), vector, weight), lanes)
         for r, row in enumerate(cells):

@@ -34,6 +34,7 @@ class Isa:
     features: tuple[str, ...] = ()  # beyond mcpu, as LLVM spells them
     needs: tuple[str, ...] = ()  # of the CPU, as /proc/cpuinfo spells them
     triple: str = ""  # of a machine other than this one
+    by_element: bool = False  # vectors are multiplied by an element of another, at no cost
 
     def width_for(self, extent: int) -> int:
         """Return the widest vector, a power of two, that `extent` elements fill."""
@@ -87,6 +88,19 @@ class Pen:
         buffer = self._bases[arg]
         at = self._args[arg] + index
         T.buffer_store(buffer, value, [at if width == 1 else tirx.Ramp(at, stride, width)])
+
+    def elements(self, arg: int, index: Expr, count: int, lanes: int) -> list[Expr]:
+        """Read `count` neighbours, each into all lanes of a vector.
+
+        Where a vector may be multiplied by an element of another, they are read as vectors: one
+        register holds as many as it has lanes.
+        """
+        if not self.isa.by_element or count % lanes or lanes == 1:
+            return [self.load(arg, index + i, lanes, stride=0) for i in range(count)]
+        vectors = [
+            self.register(self.load(arg, index + i, lanes)) for i in range(0, count, lanes)
+        ]
+        return [T.Shuffle([v], [i] * lanes) for v in vectors for i in range(lanes)]
 
     def prefetch(self, arg: int, index: Expr) -> None:
         """Ask for the cache line of an element, which may lie behind the array's end."""

@@ -190,8 +190,7 @@ class TileKernel:
             return [pen.load(SOURCE, at + place, lanes) for place in places]
 
         def scalars(p: Expr) -> list[Expr]:
-            at = values + p * height
-            return [pen.load(VALUES, at + r, lanes, stride=0) for r in range(height)]
+            return pen.elements(VALUES, values + p * height, height, lanes)
 
         def ahead(p: Expr, count: int) -> None:
             for line in range(0, count * height, _LINE):

@@ -152,6 +152,19 @@ def test_a_server_outlives_clients_that_talk_nonsense(artifact: Path) -> None:
         assert run({"x": normal(16, 8)})["y"].shape == (16, 6)
 
 
+@emulated
+def test_an_emulator_ends_with_the_process_that_it_was_started_for(artifact: Path) -> None:
+    code = (
+        "import os, sys, pathlib\n"
+        "from tilewright.targets.arm import ArmBackend\n"
+        "run = ArmBackend().load(pathlib.Path(sys.argv[1]), 1, 'qemu')\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    # Who inherited the pipe would keep it open.
+    command = [sys.executable, "-c", code, str(artifact)]
+    subprocess.run(command, stderr=subprocess.PIPE, timeout=120, check=False)
+
+
 # ---- the runner ----
 
 

@@ -252,6 +252,39 @@ def test_a_device_that_the_target_does_not_run_on_is_refused_before_any_work(
     assert not (tmp_path / "model.faithful.tw").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--tracker", "farm:9190"),
+        ("--key", "pi4"),
+        ("--device", "qemu", "--tracker", "farm:9190", "--key", "pi4"),
+    ],
+)
+def test_a_tracker_and_a_key_go_together_and_without_a_device(
+    run: Cli, model: Path, target: str, options: tuple[str, ...]
+) -> None:
+    ended = run("compile", model, "--target", target, *options)
+    assert (ended.code, "--tracker and --key go together" in ended.err) == (2, True)
+
+
+def test_a_tracker_and_a_key_are_a_device(run: Cli, model: Path, target: str) -> None:
+    options = ("--tracker", "farm:9190", "--key", "pi4")
+    ended = run("compile", model, "--target", target, *options)
+    assert ended.err == "tilewright: --device tracker://farm:9190/pi4: there is none\n"
+
+
+def test_programs_for_boards_are_refused_where_there_are_no_boards(
+    run: Cli, tmp_path: Path
+) -> None:
+    ended = run("device", "build", "--target", "cpu")
+    assert (ended.code, "target cpu runs on no board" in ended.err) == (2, True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    ended = run("device", "build", "--target", "arm-edge", "-o", "full")
+    assert (ended.code, '"full" holds something else' in ended.err) == (2, True)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
 def test_a_device_is_refused_for_what_onnxruntime_runs(
     run: Cli, model: Path, tmp_path: Path
 ) -> None:

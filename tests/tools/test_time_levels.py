@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tilewright.errors import DeviceFailed
 from tilewright.findings import Findings
 from tilewright.protocol import Steps, silent
 from tilewright.steps import StepTimes
@@ -66,3 +67,22 @@ def test_levels_that_are_known_are_not_built_again(tmp_path: Path) -> None:
     asked.clear()
     assert time_levels((0.25, 0.5, 0.75), build(None), findings, 1, silent) == times
     assert asked == []
+
+
+def test_levels_are_shared_out_and_a_device_that_fails_loses_nothing(tmp_path: Path) -> None:
+    findings = Findings(tmp_path / "searches.sqlite", "a model on two boards")
+    failing = [0.5]
+    told: list[str] = []
+
+    def built(sparsity: float, folder: Path) -> Steps:
+        def time() -> list[int]:
+            if sparsity in failing:
+                failing.remove(sparsity)
+                raise DeviceFailed("Device pi4 went away.")
+            return [int(1e6 * (1 - sparsity)), 500]
+
+        return Steps([A, REST], time)
+
+    times = time_levels((0.25, 0.5, 0.75), built, findings, 2, told.append)
+    assert [pruned.of("a") for _, pruned in times] == [750.0, 500.0, 250.0]
+    assert any("pi4 went away" in line for line in told)

@@ -1,0 +1,64 @@
+"""Jobs are shared out among devices; what fails on one is done by another."""
+
+import threading
+
+import pytest
+
+from tilewright.errors import DeviceFailed
+from tilewright.protocol import silent
+from tilewright.tools.share_jobs import share_jobs
+
+
+def test_results_come_in_the_order_of_the_jobs() -> None:
+    assert share_jobs(range(20), 3, lambda n: n * n, silent) == [n * n for n in range(20)]
+
+
+def test_devices_work_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def meet(_: int) -> int:
+        both.wait()
+        return threading.get_ident()
+
+    assert len(set(share_jobs(range(2), 2, meet, silent))) == 2
+
+
+def test_a_job_that_a_device_lost_is_done_once_more_and_told() -> None:
+    told: list[str] = []
+    lost = [3, 4]
+
+    def run(number: int) -> int:
+        if number in lost:
+            lost.remove(number)
+            raise DeviceFailed(f"Device pi{number} went away.")
+        return number
+
+    assert share_jobs(range(6), 1, run, told.append) == list(range(6))
+    assert [line.split(".")[0] for line in told] == [
+        "Device pi3 went away",
+        "Device pi4 went away",
+    ]
+
+
+def test_where_every_device_is_gone_the_last_failure_is_raised() -> None:
+    def run(_: int) -> int:
+        raise DeviceFailed("Device pi4 went away.")
+
+    with pytest.raises(DeviceFailed, match="pi4"):
+        share_jobs(range(3), 2, run, silent)
+
+
+def test_other_errors_are_not_retried() -> None:
+    runs: list[int] = []
+
+    def run(number: int) -> int:
+        runs.append(number)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        share_jobs(range(3), 1, run, silent)
+    assert runs == [0]
+
+
+def test_nothing_to_do_is_done() -> None:
+    assert share_jobs([], 4, lambda n: n, silent) == []
