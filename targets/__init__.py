@@ -6,6 +6,7 @@ from pathlib import Path
 BACKENDS: dict[str, str] = {
     "cpu": "tilewright.targets.cpu:CpuBackend",
     "arm-edge": "tilewright.targets.arm:ArmBackend",
+    "edge-npu": "tilewright.targets.npu.backend:NpuBackend",
 }
 
 # Where the descriptions of the known devices are: one .toml a target.

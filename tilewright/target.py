@@ -41,6 +41,11 @@ class Target:
     precisions: Mapping[str, str] = field(default_factory=lambda: {"fp32": ""})
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def default_precision(self) -> str:
+        """The arithmetic of models for which no other is asked: floats, where it has them."""
+        return "fp32" if "fp32" in self.precisions else next(iter(self.precisions))
+
     def order_for(self, positions: int, precision: str = "fp32") -> LaneOrder:
         """Return the lane order that runs a layer of so many positions fastest.
 

@@ -21,7 +21,7 @@ def compile(
     *,
     output: str | Path | None = None,
     sparsity: float | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     calibration: str | Path | Mapping[str, np.ndarray] | None = None,
     pipeline: str | Pipeline | None = None,
     plan: str | Path | None = None,

@@ -23,7 +23,8 @@ TARGET = click.option(
     "--target", required=True, help="A name from `tilewright targets`, or a .toml file."
 )
 PRECISION = click.option(
-    "--precision", default="fp32", show_default=True, help="Arithmetic of the kernels."
+    "--precision",
+    help="Arithmetic of the kernels; fp32 if not given, where the target has it.",
 )
 CALIBRATION = click.option(
     "--calibration", type=PATH, help="Example inputs: an .npz file or a folder of them."

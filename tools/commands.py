@@ -13,7 +13,7 @@ from tilewright import artifact, oracle
 from tilewright.calibration import Calibration
 from tilewright.errors import CheckFailed, UnusableInput
 from tilewright.frontends.onnx_file import read_onnx
-from tilewright.protocol import Context, Feeds
+from tilewright.protocol import HOST, Context, Feeds
 from tilewright.reproduce import read_reproduction
 from tilewright.sizes import Sizes
 from tilewright.tools.compile_model import compile_model
@@ -57,7 +57,8 @@ def run_compile(job: Job, console: Console) -> None:
             "and why."
         )
     folder = shlex.quote(manifest["artifact"])
-    console.text(f"Written: {folder} (see {folder}/report.html; tilewright bench {folder})")
+    bench = f"; tilewright bench {folder}" if manifest["device"] == HOST else ""
+    console.text(f"Written: {folder} (see {folder}/report.html{bench})")
     console.result(manifest)
 
 
@@ -227,7 +228,12 @@ def run_bench(
     if rounds < 1:
         raise UnusableInput(f"--rounds {rounds}: at least 1 is needed.")
     with console.working():
-        artifact.read(Path(folder))
+        device = artifact.read(Path(folder)).get("device", HOST)
+        if device != HOST:
+            raise UnusableInput(
+                f'bench {folder}: it runs on "{device}", and engines on this machine are no '
+                "match for that. Bench an artifact for cpu."
+            )
         model = Path(folder) / artifact.MODEL
         models = {OURS: Path(folder)} | dict.fromkeys(against, original or model)
         feeds = first_feeds(folder, data, dims)

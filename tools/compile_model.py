@@ -52,7 +52,7 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
     PassFailed; CannotLower; CheckFailed where the artifact's answers are not its model's.
     The folder is then as it was before.
     """
-    settled = target, pipeline, _, threads, device, _ = _settle(job, report)
+    settled = target, _, pipeline, _, threads, device, _ = _settle(job, report)
     stages = _Stages()
     with artifact.writing(job.folder) as folder:
         with stages("read"):
@@ -67,7 +67,7 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
                 job, source, pipeline, resizing, folder / artifact.MODEL, built, load()
             )
         manifest = {
-            **_identity(job, source, target, pipeline),
+            **_identity(job, source, settled),
             "device": device,
             **built.figures,
             "verified": verified,
@@ -106,6 +106,7 @@ class _Settled(NamedTuple):
     """What is settled before any work: for what, by which passes, and how much where."""
 
     target: Target
+    precision: str
     pipeline: Pipeline
     plan: Plan | None
     threads: int
@@ -115,13 +116,13 @@ class _Settled(NamedTuple):
 
 def _settle(job: Job, report: Report) -> _Settled:
     target = find_target(job.target)
-    check_precision(target, job.precision)
+    precision = check_precision(target, job.precision)
     device = find_backend(target.backend).find_device(job.device)
     plan = None if job.plan is None else Plan.read(job.plan)
-    pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, job.precision, report)
+    pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, precision, report)
     report(f"pipeline: {str(pipeline) or 'no passes'}")
     threads = count_threads(job.threads, report) or oracle.cores()
-    return _Settled(target, pipeline, plan, threads, device, job.tuning(threads))
+    return _Settled(target, precision, pipeline, plan, threads, device, job.tuning(threads))
 
 
 class _Built(NamedTuple):
@@ -177,7 +178,7 @@ def _resizing(job: Job, settled: _Settled, report: Report) -> Resizing | None:
     return Resizing(
         lambda sizes: read_model(job.model, job.first_dims | dict(sizes), report).graph,
         settled.pipeline,
-        Context(settled.target, None, job.seed, settled.plan, job.precision, report),
+        Context(settled.target, None, job.seed, settled.plan, settled.precision, report),
         job.open_dims,
     )
 
@@ -191,7 +192,7 @@ def _build(
     stages: _Stages,
     report: Report,
 ) -> _Built:
-    target, pipeline, plan, _, _, tuning = settled
+    target, precision, pipeline, plan, _, _, tuning = settled
     with stages("calibrate"):
         calibration = read_calibration(source, job.calibration, job.seed, report)
         context = Context(
@@ -199,7 +200,7 @@ def _build(
             calibration,
             job.seed,
             plan,
-            job.precision,
+            precision,
             report,
             unfinished=cache_folder() / "unfinished",
         )
@@ -230,15 +231,15 @@ def _feeds(graph: Graph, context: Context) -> list[dict[str, np.ndarray]]:
     return list(random_feeds(graph, _VERIFIED_SAMPLES, context.seed))
 
 
-def _identity(job: Job, source: Source, target: Target, pipeline: Pipeline) -> dict[str, Any]:
+def _identity(job: Job, source: Source, settled: _Settled) -> dict[str, Any]:
     return {
         "tilewright": VERSION,
         "model": job.model if source.zoo else source.file.name,
         "model_sha256": source.sha256,
-        "target": target.name,
-        "backend": target.backend,
-        "precision": job.precision,
-        "pipeline": str(pipeline),
+        "target": settled.target.name,
+        "backend": settled.target.backend,
+        "precision": settled.precision,
+        "pipeline": str(settled.pipeline),
         "seed": job.seed,
         "tune": job.tune,
         "versions": versions(),

@@ -18,12 +18,15 @@ TUNE = ("0", *_TUNED)
 
 @dataclass(frozen=True)
 class Job:
-    """What to compile, and how. `sparsity` None leaves the pipeline's own choice."""
+    """What to compile, and how.
+
+    `sparsity` None leaves the pipeline's own choice, `precision` None the target's.
+    """
 
     model: str
     target: str = "cpu"
     sparsity: float | None = None
-    precision: str = "fp32"
+    precision: str | None = None
     calibration: Path | Mapping[str, np.ndarray] | None = None
     pipeline: str | None = None
     plan: Path | None = None

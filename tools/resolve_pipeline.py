@@ -3,6 +3,7 @@
 import math
 
 from tilewright.errors import UnusableInput
+from tilewright.layout import Pattern, parse_layout
 from tilewright.pipeline import Pipeline, pass_options
 from tilewright.plan import Plan
 from tilewright.protocol import Pass, Report, silent
@@ -26,7 +27,9 @@ def resolve_pipeline(
 
     Without `text` it is the target's own pipeline, from which passes that prune are dropped
     where there is neither a sparsity above 0 nor a plan, and to which prune-channels is added
-    where the plan has channels. What `precision` needs and the passes do not have comes last.
+    where the plan has channels. A pattern in it, such as 2:4, takes its own share of the
+    sparsity; what prunes beside it takes the rest. What `precision` needs and the passes do not
+    have comes last.
     Raises UnusableInput where a flag, a pass, a sparsity in `text` or a level of the plan would
     have no effect, and where flag and `text` have different sparsities.
     """
@@ -44,8 +47,10 @@ def resolve_pipeline(
     present = {step.name for step in pipeline.passes}
     wanted = parse_pipeline(target.precisions[precision])
     pipeline = pipeline.then(wanted.only(lambda step: step.name not in present))
-    if text is None and not sparsity and plan is None:
-        return pipeline.only(lambda step: not _prunes(step))
+    if text is None and plan is None:
+        if not sparsity:
+            return pipeline.only(lambda step: not _prunes(step))
+        pipeline, sparsity = _beside_patterns(pipeline, sparsity)
     if sparsity is not None:
         if not any(_prunes(p) for p in pipeline.passes):
             raise UnusableInput(
@@ -72,19 +77,44 @@ def resolve_pipeline(
     return pipeline
 
 
-def check_precision(target: Target, precision: str) -> None:
-    """Raise UnusableInput where the target has no kernels for a precision."""
+def check_precision(target: Target, asked: str | None) -> str:
+    """Return the precision that was asked for, or the target's own.
+
+    Raises UnusableInput where the target has no kernels for it.
+    """
+    precision = target.default_precision if asked is None else asked
     if precision not in target.precisions:
         raise UnusableInput(
             f'--precision {precision}: the target "{target.name}" has no kernels for it. '
             f"It has {', '.join(target.precisions)}."
         )
+    return precision
 
 
 def reads_plan(step: Pass) -> bool:
     """Say whether a plan, which shares a sparsity out among layers, overrules a pass."""
     options = {option.name for option in pass_options(type(step))}
     return "sparsity" in options and bool(options & {"tile", "allocate"})
+
+
+def _beside_patterns(pipeline: Pipeline, sparsity: float) -> tuple[Pipeline, float | None]:
+    """Return the passes that prune so much, and how much is left for those without a pattern.
+
+    A pattern is used where that much is asked for: of what it leaves, the others take what is
+    missing.
+    """
+    patterns = [
+        parse_layout(str(vars(step)["tile"])) for step in pipeline.passes if _has_pattern(step)
+    ]
+    takes = max((p.sparsity for p in patterns if isinstance(p, Pattern)), default=None)
+    if takes is None:
+        return pipeline, sparsity
+    if sparsity < takes:
+        return pipeline.only(lambda step: not _has_pattern(step)), sparsity
+    rest = round(1 - (1 - sparsity) / (1 - takes), 6)
+    if rest:
+        return pipeline, rest
+    return pipeline.only(lambda step: not _prunes(step) or _has_pattern(step)), None
 
 
 def _with_channels(pipeline: Pipeline) -> Pipeline:

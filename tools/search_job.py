@@ -20,7 +20,7 @@ class Search:
     target: str
     latency_budget_ms: float | None = None
     accuracy_floor: float | None = None
-    precision: str = "fp32"
+    precision: str | None = None
     calibration: Path | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     threads: int | None = None

@@ -122,7 +122,7 @@ def _described(
         "model": search.model,
         "model_sha256": subject.source.sha256,
         "target": subject.target.name,
-        "precision": search.precision,
+        "precision": subject.precision,
         "latency_budget_ms": search.latency_budget_ms,
         "accuracy_floor": search.accuracy_floor,
         "met": choice.met,

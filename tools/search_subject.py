@@ -49,13 +49,13 @@ class Subject:
         self.search = search
         self.report = report
         self.target = find_target(search.target)
-        check_precision(self.target, search.precision)
+        self.precision = check_precision(self.target, search.precision)
         self.backend = find_backend(self.target.backend)
         self.device = self.backend.find_device(search.device)
         self.threads = count_threads(search.threads, report) or oracle.cores()
         self.step = _pruning_step(self.target)
         self.pipeline = resolve_pipeline(
-            self.target, None, None, Plan(), search.precision, report
+            self.target, None, None, Plan(), self.precision, report
         )
         report(f"reading {search.model}")
         self.source = read_model(search.model, search.dims, report)
@@ -85,8 +85,9 @@ class Subject:
     @cached_property
     def tiles(self) -> dict[str, Tile]:
         """The tile that the target runs for each layer."""
-        precision = self.search.precision
-        return {layer.name: self.target.tile_for(layer, precision) for layer in self.layers}
+        return {
+            layer.name: self.target.tile_for(layer, self.precision) for layer in self.layers
+        }
 
     def level(self, layer: str, sparsity: float) -> Level:
         """Return how a plan says what a layer loses."""
@@ -146,7 +147,7 @@ class Subject:
             for at, sparsity in enumerate(SPARSITIES):
                 if errors[at] is None:
                     assert probe is not None, "something is to be measured"
-                    gathers = self.target.gathers_rows(layer, self.search.precision)
+                    gathers = self.target.gathers_rows(layer, self.precision)
                     errors[at] = probe.of(layer.name, Choice(tile, sparsity, gathers))
                     self.of_answers.keep(items[at], errors[at])
             found[layer.name] = [0.0, *errors]
@@ -186,7 +187,7 @@ class Subject:
     def _question(self) -> str:
         """Return all that answers hang on, as a hash."""
         search, digest = self.search, hashlib.sha256()
-        known = (self.source.sha256, sorted(search.dims.items()), search.precision)
+        known = (self.source.sha256, sorted(search.dims.items()), self.precision)
         settled = (self.target, str(self.pipeline), search.seed, VERSION, versions())
         digest.update(repr((known, settled)).encode())
         for feeds in self.calibration.feeds():
@@ -199,9 +200,7 @@ class Subject:
 
     def _context(self, plan: Plan | None) -> Context:
         search = self.search
-        return Context(
-            self.target, self.fitted, search.seed, plan, search.precision, self.report
-        )
+        return Context(self.target, self.fitted, search.seed, plan, self.precision, self.report)
 
 
 def _pruning_step(target: Target) -> PruneTiles:

@@ -1,49 +1,17 @@
 """Activations: what elementwise operators make of a layer's outputs."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
-from tilewright.graph import Graph, is_constant
+from tilewright.graph import Graph
 from tilewright.layers import Layer
 from tilewright.oracle import outputs_of, session
 from tilewright.passes.prune.bias import bias_of
+from tilewright.pointwise import BENT, functions_of
 from tilewright.segments import part_of
-
-# Operators that take each number by itself; the first ones bend nothing with single numbers.
-_STRAIGHT = frozenset({"Add", "Sub", "Mul", "Div", "Neg"})
-_BENT = frozenset(
-    {
-        "Abs",
-        "Celu",
-        "Clip",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Max",
-        "Min",
-        "Mish",
-        "Pow",
-        "Relu",
-        "Selu",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
-    }
-)
-_MOST_NODES = 12  # of one activation, such as GELU by Tanh
 
 
 class Activation(NamedTuple):
@@ -70,31 +38,10 @@ def activation_behind(layer: Layer, graph: Graph, uses: Mapping[str, int]) -> Ac
         return None
     inside = bias is None or any(t is bias for t in layer.node.inputs)
     start = layer.node.outputs[0] if inside else layer.node.outputs[0].outputs[0].outputs[0]
-    tensors, nodes, read = [start], list[gs.Node](), Counter[str]()
-    while len(nodes) < _MOST_NODES:
-        leaving = [t for t in tensors if uses.get(t.name, 0) > read[t.name]]
-        bent = any(node.op in _BENT for node in nodes)
-        if bent and len(leaving) == 1 and leaving[0] is not start:
+    for nodes, result in functions_of(start, uses):
+        inner = sum(tensor is start for node in nodes for tensor in node.inputs)
+        if uses.get(start.name, 0) == inner and any(node.op in BENT for node in nodes):
             kinds = {start.name: (np.dtype(np.float32), None)}
-            model = part_of(graph, nodes, kinds, [leaving[0].name])
+            model = part_of(graph, list(nodes), kinds, [result.name])
             return Activation(session(model, threads=1), start.name)
-        names = {t.name for t in tensors}
-        behind = (node for tensor in tensors for node in tensor.outputs)
-        node = next((n for n in behind if _joins(n, names)), None)
-        if node is None:
-            return None
-        nodes.append(node)
-        tensors.append(node.outputs[0])
-        read.update(t.name for t in node.inputs)
     return None
-
-
-def _joins(node: gs.Node, names: set[str]) -> bool:
-    """Say whether a node reads nothing but these tensors and single numbers."""
-    if node.op not in _STRAIGHT | _BENT or len(node.outputs) != 1:
-        return False
-    fresh = node.outputs[0].name not in names
-    return fresh and all(
-        t.values.size == 1 if is_constant(t) else t.name in names or not t.name
-        for t in node.inputs
-    )

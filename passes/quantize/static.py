@@ -10,18 +10,19 @@ from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.facts import Fact
 from tilewright.graph import Graph, constant
+from tilewright.layer_norms import LAYER_NORM_OPSET, recognize_layer_norms
 from tilewright.layers import Layer, linear_layers, weighted_layers
 from tilewright.opset import with_opset
 from tilewright.options import check_name, unusable
+from tilewright.passes.quantize.everywhere import Cut, cuts
 from tilewright.passes.quantize.names import free_stem
+from tilewright.passes.quantize.ranges import Rule, cut_ranges
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Walk
 
 _PER_CHANNEL_OPSET = 13  # the first whose DequantizeLinear has an axis
 _STEPS = 255  # of an activation, from its least value to its greatest
 _WEIGHT_STEPS = 127  # of a weight to each side of zero
-# Values of one sample that a percentile is taken over: as many as fix it to a step.
-_VALUES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,14 @@ class Quantize:
     everything else stay float32. Layers are Conv, Gemm, MatMul by a constant and, with
     `activations`, ConvTranspose; grouped ones and those named in `skip` are left alone, as are
     those whose weights other nodes read.
+
+    With `everywhere` what layers write, sums, pools, softmaxes and the results of activation
+    functions are quantized as well, and grouped convolutions: for devices that run networks on
+    nothing but integers. Layer normalizations stay in floats, in one piece each.
     """
 
     activations: bool = True
+    everywhere: bool = False
     range: str = "minmax"
     percentile: float = 99.99
     skip: tuple[str, ...] = ()
@@ -56,6 +62,8 @@ class Quantize:
     def __post_init__(self) -> None:
         """Raise UnusableInput where an option makes no sense."""
         check_name(self, "range", ("minmax", "percentile"))
+        if self.everywhere and not self.activations:
+            raise unusable(self, "everywhere", "false where activations is")
         if not 50 < self.percentile <= 100:
             raise unusable(self, "percentile", "above 50 and at most 100, such as 99.99")
 
@@ -67,29 +75,52 @@ class Quantize:
                 "--calibration an .npz file with an array for each input."
             )
         edited = with_opset(graph.edit().sorted(), _PER_CHANNEL_OPSET)
+        if self.everywhere:
+            edited = _with_whole_norms(edited)
         notes: list[Note] = []
         # The weights of a ConvTranspose only stay small where integers multiply them.
         known = weighted_layers(edited) if self.activations else linear_layers(edited)
         layers = [layer for layer in known if self._takes(edited, layer, notes)]
-        ranges: dict[str, tuple[float, float]] = {}
-        if context.calibration is not None and self.activations:
-            ranges = self._ranges(edited, layers, context.calibration)
+        if context.calibration is not None and self.everywhere:
+            self._quantize_everywhere(edited, layers, notes, context.calibration)
+        elif context.calibration is not None and self.activations:
+            self._quantize_inputs(edited, layers, context.calibration)
+        for layer in layers:
+            layer.node.inputs[1] = _int8_weights(edited, layer)
+        return Outcome(edited.sorted(), tuple(notes))
+
+    def _quantize_inputs(
+        self, graph: Graph, layers: list[Layer], calibration: Calibration
+    ) -> None:
+        ranges = self._ranges(graph, layers, calibration)
         quantized: dict[str, gs.Variable] = {}
         for layer in layers:
             source = layer.source
-            if source.name in ranges:
-                if source.name not in quantized:
-                    ends = ranges[source.name]
-                    quantized[source.name] = _through_uint8(edited, source, *ends)
-                layer.node.inputs[0] = quantized[source.name]
-            layer.node.inputs[1] = _int8_weights(edited, layer)
-        return Outcome(edited.sorted(), tuple(notes))
+            if source.name not in quantized:
+                ends = ranges[source.name]
+                quantized[source.name] = _through_uint8(graph, source, *ends)
+            layer.node.inputs[0] = quantized[source.name]
+
+    def _quantize_everywhere(
+        self, graph: Graph, layers: list[Layer], notes: list[Note], calibration: Calibration
+    ) -> None:
+        known = {layer.name for layer in layers}
+        floats = {layer.name for layer in weighted_layers(graph)} - known
+        places = cuts(graph, floats | set(self.skip))
+        ranges = cut_ranges(graph, places, self._rule, calibration)
+        for cut in places:
+            if cut.tensor.name in ranges:
+                _cut(graph, cut, *ranges[cut.tensor.name])
+
+    @property
+    def _rule(self) -> Rule:
+        return Rule(self.range, self.percentile)
 
     def _takes(self, graph: Graph, layer: Layer, notes: list[Note]) -> bool:
         reason = ""
         if layer.name in self.skip:
             reason = "it is named in skip"
-        elif layer.groups > 1:
+        elif layer.groups > 1 and not (self.everywhere and layer.node.op == "Conv"):
             reason = "its convolution is grouped"
         elif layer.is_quantized:
             reason = "it is already"
@@ -113,25 +144,35 @@ class Quantize:
             if name in ranges:
                 continue
             walk.advance(graph, place[layer.name])
-            ends = np.array([self._ends(x) for x in walk.values(name) if x.size])
-            if self.range == "minmax":
-                low, high = ends[:, 0].min(), ends[:, 1].max()
-            else:
-                low, high = ends.mean(axis=0)
-            if not np.isfinite([low, high]).all():
-                raise UnusableInput(
-                    f'quantize: "{name}", which {layer.name} reads, is NaN or infinite on the '
-                    "calibration data. Check the data, and the model under onnxruntime."
-                )
-            ranges[name] = min(float(low), 0.0), max(float(high), 0.0)
+            ends = (self._rule.ends(x) for x in walk.values(name) if x.size)
+            ranges[name] = self._rule.over(ends, f'"{name}", which {layer.name} reads,')
         return ranges
 
-    def _ends(self, x: np.ndarray) -> tuple[float, float]:
-        if self.range == "minmax":
-            return float(x.min()), float(x.max())
-        flat = x.reshape(-1)[:: max(1, x.size // _VALUES)]
-        low, high = np.percentile(flat, [100 - self.percentile, self.percentile])
-        return float(low), float(high)
+
+def _with_whole_norms(graph: Graph) -> Graph:
+    """Return the graph with layer normalizations in one piece, which stays in floats."""
+    ops = [node.op for node in graph.nodes]
+    if [node.op for node in recognize_layer_norms(graph).nodes] == ops:
+        return graph
+    return recognize_layer_norms(with_opset(graph, LAYER_NORM_OPSET))
+
+
+def _cut(graph: Graph, cut: Cut, low: float, high: float) -> None:
+    """Put integers between a tensor and those that read them."""
+    tensor, readers = cut.tensor, cut.readers
+    if readers is None:
+        # Whoever reads the tensor by its name, outputs and subgraphs too, gets the new one.
+        (writer,) = tensor.inputs
+        whole = gs.Variable(
+            f"{free_stem(graph, tensor.name)}/float", tensor.dtype, tensor.shape
+        )
+        writer.outputs[next(i for i, t in enumerate(writer.outputs) if t is tensor)] = whole
+        back = _through_uint8(graph, whole, low, high)
+        back.inputs[0].outputs[0] = tensor
+        return
+    back = _through_uint8(graph, tensor, low, high)
+    for node in readers:
+        node.inputs = [back if t is tensor else t for t in node.inputs]
 
 
 def _through_uint8(graph: Graph, tensor: gs.Tensor, low: float, high: float) -> gs.Variable:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from tilewright.errors import CannotLower
 from tilewright.graph import Graph
+from tilewright.layer_norms import recognize_layer_norms
 from tilewright.protocol import Report
 from tilewright.target import Target
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.lower.anchors import ANCHORS
 from tilewright.targets.lower.lowering import Lowering, NotLowered
-from tilewright.targets.lower.patterns import quantize_before_views, recognize_layer_norms
+from tilewright.targets.lower.patterns import quantize_before_views
 from tilewright.targets.lower.program import Program
 from tilewright.targets.lower.sites import Pick
 
