@@ -3,7 +3,10 @@
 from pathlib import Path
 
 # Backend name -> "module:class"; nothing is imported until it is used.
-BACKENDS: dict[str, str] = {"cpu": "tilewright.targets.cpu:CpuBackend"}
+BACKENDS: dict[str, str] = {
+    "cpu": "tilewright.targets.cpu:CpuBackend",
+    "gpu": "tilewright.targets.gpu:GpuBackend",
+}
 
 # Where the descriptions of the known devices are: one .toml a target.
 FOLDER = Path(__file__).parent
