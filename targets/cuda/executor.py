@@ -46,6 +46,8 @@ class GpuProgram:
     ) -> None:
         content = read_program(folder)
         weights = np.fromfile(folder / WEIGHTS_FILE, np.uint8)
+        if not weights.size:
+            weights = np.zeros(1, np.uint8)  # no device has memory without bytes
         self.machine = machine(folder, weights, content["arena_bytes"])
         self._programs = content["programs"]
         self._launches = [

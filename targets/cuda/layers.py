@@ -40,6 +40,12 @@ _BLOCKS = (
 )
 _DEPTHS = (16, 32, 64)
 _SHARED_BYTES = 49_152  # that a block has without asking for more
+TILINGS = tuple(
+    tiling
+    for block in _BLOCKS
+    for depth in _DEPTHS
+    if (tiling := Tiling(*block, depth)).shared_bytes <= _SHARED_BYTES
+)
 TILES = tuple(sorted({block[0] for block in _BLOCKS}))  # outputs that a sparse tile may have
 
 
@@ -117,7 +123,7 @@ def choose(call: Call, device: Device, tile: int) -> Choice:
 
     Sparse tiles have `tile` outputs.
     """
-    dense, dense_cycles = _best(call.product, _tilings(), device)
+    dense, dense_cycles = _best(call.product, TILINGS, device)
     if call.matrix is None:
         return Choice(call.product, dense, dense_cycles, "both operands are activations")
     kept = kept_columns(call.matrix, tile)
@@ -125,7 +131,8 @@ def choose(call: Call, device: Device, tile: int) -> Choice:
         return Choice(call.product, dense, dense_cycles, f"no tile of {tile}x1 is zero")
     # A list without entries would be a buffer without bytes.
     product = replace(call.product, kept=max(kept, 1))
-    sparse, cycles = _best(product, _tilings(tile), device)
+    narrow = [tiling for tiling in TILINGS if tiling.outputs == tile]
+    sparse, cycles = _best(product, narrow, device)
     told = f"{cycles:.0f} estimated cycles in tiles of {tile}x1, {dense_cycles:.0f} dense"
     if cycles >= dense_cycles:
         return Choice(call.product, dense, dense_cycles, told)
@@ -145,12 +152,6 @@ def _left_to_tvm(layer: Layer) -> LayerDecision:
         "TVM's schedule",
         f"{reason}: not a tile kernel",
     )
-
-
-def _tilings(outputs: int | None = None) -> list[Tiling]:
-    """Return the tilings that there are, of blocks with so many outputs if any are named."""
-    each = [Tiling(*b, d) for b in _BLOCKS if outputs in (None, b[0]) for d in _DEPTHS]
-    return [tiling for tiling in each if tiling.shared_bytes <= _SHARED_BYTES]
 
 
 def _best(product: Product, tilings: Iterable[Tiling], device: Device) -> tuple[Tiling, float]:

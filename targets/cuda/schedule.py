@@ -13,6 +13,7 @@ from tilewright.targets.cuda.tile import PRODUCT, STORE
 
 _THREADS = 256  # of a block, where each computes one element
 _WIDE = 16_384  # sums: some warps for each multiprocessor of a large GPU
+_SHORT = 25  # terms of a sum: a window of 5x5
 
 
 def schedule(module: Any, target: Any) -> Any:
@@ -32,21 +33,32 @@ def _by_rules(function: Any, target: Any) -> Any:
         for rule in [*([] if _is_wide(function) else shared), gpu.Fallback()]:
             try:
                 found = rule.apply(function, target, False)
-            except ScheduleError:
+                if found is not None:
+                    one = found if isinstance(found, s_tir.Schedule) else found[0]
+                    _check_sums(one.mod)
+                    return one.mod["main"]
+            except (ScheduleError, ValueError):
                 continue  # a rule that takes what it cannot bind
-            if found is not None:
-                return (found if isinstance(found, s_tir.Schedule) else found[0]).mod["main"]
     raise AssertionError(f"no rule binds {function}")
 
 
+def _check_sums(module: Any) -> None:
+    """Raise ValueError for sums that the threads of a block cannot add up together."""
+    s_tir.transform.LowerCrossThreadReduction()(s_tir.transform.CanonicalizeLoop()(module))
+
+
 def _is_wide(function: Any) -> bool:
-    """Say whether a function's sums are so many that each may have a thread to itself."""
+    """Say whether each sum may have a thread to itself: they are many, or short."""
     schedule = s_tir.Schedule(function)
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         found = schedule.get(block)
         kinds = [int(v.iter_type) for v in found.iter_vars]
         if tirx.IterVar.CommReduce in kinds:
-            return math.prod(_shape(found.writes[0].source)) >= _WIDE
+            sums = math.prod(_shape(found.writes[0].source))
+            turns = math.prod(
+                int(schedule.get(loop).extent) for loop in schedule.get_loops(block)
+            )
+            return sums >= _WIDE or turns <= sums * _SHORT
     return True
 
 
