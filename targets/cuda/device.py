@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from tilewright.errors import UnusableInput
 from tilewright.target import Target
-from tilewright.targets.cuda.tile import Product, Tiling
+from tilewright.targets.cuda.tiling import Product, Tiling
 
 _FLOAT_BYTES = 4
 _ISSUED = 4  # warp instructions of a multiprocessor in a cycle
@@ -67,9 +67,8 @@ def product_cycles(product: Product, tiling: Tiling, device: Device) -> float:
     """Return the cycles of a tile kernel: the longest of four.
 
     Multiply-adds; what all blocks bring, through the L2 cache; what is stored, through memory;
-    and one block after the other that takes a thread's place. A block waits for memory once for
-    each of its steps, since it brings the next columns only when it has multiplied these; other
-    blocks of the multiprocessor work meanwhile.
+    and one block after the other that takes a thread's place. Of a block every step takes as
+    long as its multiply-adds or as memory takes to answer, which brings the next meanwhile.
     """
     rows = -(-product.outputs // tiling.outputs)
     blocks = rows * -(-product.positions // tiling.positions) * product.batch
@@ -78,13 +77,15 @@ def product_cycles(product: Product, tiling: Tiling, device: Device) -> float:
     step = tiling.outputs * tiling.positions / _efficiency(tiling)
     brought = turns * columns * (tiling.outputs + tiling.positions) * _FLOAT_BYTES
     at_once = min(device.blocks, device.threads // tiling.threads)
-    waits = -(-turns // at_once) * -(-columns // tiling.depth)
+    turns_alone = -(-turns // at_once)
+    waits = turns_alone * -(-columns // tiling.depth)
     alone = min(device.lanes_fp32, tiling.threads)
     return max(
         turns * columns * step / device.lanes_fp32,
         brought / (device.l2_bytes_per_cycle / device.multiprocessors),
         _product_bytes(product, tiling, rows) / device.bytes_per_cycle,
-        waits * (device.memory_latency_cycles + tiling.depth * step / alone),
+        turns_alone * device.memory_latency_cycles
+        + waits * max(device.memory_latency_cycles, tiling.depth * step / alone),
     )
 
 

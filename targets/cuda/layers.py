@@ -17,7 +17,8 @@ from tilewright.targets.cuda.constants import legalized
 from tilewright.targets.cuda.device import Device, product_cycles
 from tilewright.targets.cuda.packing import kept_columns, pack_dense, pack_sparse
 from tilewright.targets.cuda.products import Call, convolution, multiplication
-from tilewright.targets.cuda.tile import Product, Tiling, computed, tile_kernel
+from tilewright.targets.cuda.tile import tile_kernel
+from tilewright.targets.cuda.tiling import Product, Tiling, computed
 
 # Outputs and positions of a block and of a thread. Blocks for many positions reuse more; those
 # for few keep more multiprocessors busy.
@@ -40,11 +41,13 @@ _BLOCKS = (
 )
 _DEPTHS = (16, 32, 64)
 _SHARED_BYTES = 49_152  # that a block has without asking for more
+_COMING = 32  # registers of a thread for the next step, beside its sums
 TILINGS = tuple(
     tiling
     for block in _BLOCKS
     for depth in _DEPTHS
     if (tiling := Tiling(*block, depth)).shared_bytes <= _SHARED_BYTES
+    and tiling.coming <= _COMING
 )
 TILES = tuple(sorted({block[0] for block in _BLOCKS}))  # outputs that a sparse tile may have
 

@@ -10,7 +10,7 @@ from tvm import tirx
 
 from tilewright.targets.cuda.constants import constant_of
 from tilewright.targets.cuda.shapes import is_float32, tensor_shape
-from tilewright.targets.cuda.tile import Place, Product, Source
+from tilewright.targets.cuda.tiling import Place, Product, Source
 from tilewright.targets.kernels.pen import Expr
 
 

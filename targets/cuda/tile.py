@@ -3,88 +3,28 @@
 Y[b, n, m] = sum over k of W[n, k] X[b, k, m]: `n` counts outputs, `m` positions. A block of
 threads computes `outputs` x `positions` of it. Step by step it brings `depth` columns of W and
 the rows of X that they meet to shared memory; each thread keeps its part of Y in registers.
+While a step is multiplied, the next is on its way from memory to registers.
 Where W is sparse, a block's columns are those that its tile kept: the same code, with the
 number of the row of X read from a list.
 
 What is done to Y behind the product is not written here: TVM fuses it into the block "store".
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
+from tilewright.targets.cuda.tiling import Product, Tiling
 from tilewright.targets.kernels.pen import Expr
 
 PRODUCT, STORE = "tile_product", "tile_store"
 CYCLES = "tilewright.cycles"  # an annotation of the block PRODUCT: what is estimated of it
 # TVM's number for "elementwise operators behind it may join".
 _TAKES_ELEMENTWISE = 4
-
-# Indices of a buffer, and the condition that they are inside of it, if they may not be.
-Place = tuple[Sequence[Expr], Expr | None]
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Outputs and positions of a block of threads and of a thread, and columns of a step."""
-
-    outputs: int
-    positions: int
-    thread_outputs: int
-    thread_positions: int
-    depth: int = 16
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return (self.outputs // self.thread_outputs) * (self.positions // self.thread_positions)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block, for float32."""
-        return 4 * self.depth * (self.outputs + self.positions)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a matrix lies: the shape of its buffer, and the place of an entry."""
-
-    shape: tuple[int, ...]
-    place: Callable[[Expr, Expr, Expr], Place]
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product to be written as a kernel.
-
-    `x` and `y` say where X[b, k, m] and Y[b, n, m] lie. W lies where `w` says W[b, n, k] does,
-    or, without `w`, as packed tiles: (steps, outputs of a block), one tile behind the other.
-    `kept` counts the columns of all sparse tiles; None is a dense W. Threads that are
-    neighbours take neighbouring outputs where `outputs_last`, else neighbouring positions:
-    what Y's last axis counts. `columns_last` says the same of X and its columns.
-    """
-
-    batch: int
-    outputs: int
-    columns: int
-    positions: int
-    x: Source
-    y: Source
-    w: Source | None = None
-    kept: int | None = None
-    outputs_last: bool = False
-    columns_last: bool = False
-
-
-def computed(product: Product, tiling: Tiling) -> int:
-    """Return the entries of Y that all blocks compute, with those beyond its edges."""
-    rows = -(-product.outputs // tiling.outputs)
-    across = -(-product.positions // tiling.positions)
-    return product.batch * rows * tiling.outputs * across * tiling.positions
 
 
 def tile_kernel(product: Product, tiling: Tiling, cycles: float) -> Expr:
@@ -93,6 +33,25 @@ def tile_kernel(product: Product, tiling: Tiling, cycles: float) -> Expr:
     What it is estimated to take is told by an annotation, which outlives fusion.
     """
     return _Writer(product, tiling).write(cycles)
+
+
+class _Matrix(NamedTuple):
+    """What a block works on: in shared memory, on its way there, and a thread's factors."""
+
+    shared: Expr
+    coming: Expr
+    factors: Expr
+
+
+class _Step(NamedTuple):
+    """Which block and thread it is, where its columns start among all, and their number."""
+
+    b: Expr
+    row: Expr
+    at: Expr
+    thread: Expr
+    first: Expr
+    count: Expr
 
 
 class _Writer:
@@ -159,32 +118,43 @@ class _Writer:
             n, m = self._first(row, at, thread)
             # Said of the whole, since TVM's proofs of parts fail at uneven edges; what is
             # allocated follows from what is really written.
-            T.reads(*(_whole(buffer) for buffer in self._read()))
+            lists = [] if of.kept is None else [self.list, self.starts]
+            T.reads(*(_whole(buffer) for buffer in (self.x, self.w, *lists)))
             T.writes(_whole(self.sums))
-            xs = T.sblock_alloc_buffer((by.depth, by.positions), "float32", scope="shared")
-            ws = T.sblock_alloc_buffer((by.depth, by.outputs), "float32", scope="shared")
-            x = T.sblock_alloc_buffer((by.thread_positions,), "float32", scope="local")
-            w = T.sblock_alloc_buffer((by.thread_outputs,), "float32", scope="local")
+            x = self._matrix(by.positions, by.thread_positions)
+            w = self._matrix(by.outputs, by.thread_outputs)
             with T.unroll(by.thread_outputs) as i, T.unroll(by.thread_positions) as j:
                 T.buffer_store(self.sums, T.float32(0), [b, n + i, m + j])
             first, count = self._steps(row)
+            here = _Step(b, row, at, thread, first, count)
+            self._fetch(x, w, here, tirx.const(0, "int32"))
             with T.serial((count + by.depth - 1) // by.depth) as step:
-                here = step * by.depth
-                self._bring_x(xs, b, at, thread, first, here, count)
-                self._bring_w(ws, b, row, thread, first, here, count)
+                self._share(x, w, thread)
+                self._fetch(x, w, here, (step + 1) * by.depth)
                 with T.serial(by.depth) as k:
-                    beside, along = self._within(thread)
-                    with T.unroll(by.thread_positions) as j:
-                        T.buffer_store(x, xs[k, along + j], [j])
-                    with T.unroll(by.thread_outputs) as i:
-                        T.buffer_store(w, ws[k, beside + i], [i])
-                    with T.unroll(by.thread_outputs) as i, T.unroll(by.thread_positions) as j:
-                        place = (b, n + i, m + j)
-                        T.buffer_store(self.sums, self.sums[place] + w[i] * x[j], list(place))
+                    self._multiply(x, w, thread, k, (b, n, m))
 
-    def _read(self) -> list[Expr]:
-        lists = [] if self.of.kept is None else [self.list, self.starts]
-        return [self.x, self.w, *lists]
+    def _matrix(self, across: int, of_thread: int) -> "_Matrix":
+        """Return memory for `depth` columns of W, or rows of X, that a block works on."""
+        depth, brought = self.by.depth, -(-self.by.depth * across // self.by.threads)
+        return _Matrix(
+            T.sblock_alloc_buffer((depth, across), "float32", scope="shared"),
+            T.sblock_alloc_buffer((brought,), "float32", scope="local"),
+            T.sblock_alloc_buffer((of_thread,), "float32", scope="local"),
+        )
+
+    def _multiply(
+        self, x: "_Matrix", w: "_Matrix", thread: Expr, k: Expr, place: tuple[Expr, Expr, Expr]
+    ) -> None:
+        by, (b, n, m) = self.by, place
+        beside, along = self._within(thread)
+        with T.unroll(by.thread_positions) as j:
+            T.buffer_store(x.factors, x.shared[k, along + j], [j])
+        with T.unroll(by.thread_outputs) as i:
+            T.buffer_store(w.factors, w.shared[k, beside + i], [i])
+        with T.unroll(by.thread_outputs) as i, T.unroll(by.thread_positions) as j:
+            at = (b, n + i, m + j)
+            T.buffer_store(self.sums, self.sums[at] + w.factors[i] * x.factors[j], list(at))
 
     def _steps(self, row: Expr) -> tuple[Expr, Expr]:
         """Return where a block's columns start among all packed ones, and their number."""
@@ -193,53 +163,58 @@ class _Writer:
         first = T.bind(self.starts[row])
         return first, T.bind(self.starts[row + 1] - first)
 
-    def _bring_x(
-        self, xs: Expr, b: Expr, at: Expr, thread: Expr, first: Expr, here: Expr, count: Expr
-    ) -> None:
+    def _fetch(self, x: "_Matrix", w: "_Matrix", here: "_Step", step: Expr) -> None:
+        """Bring the columns from `step` on to registers: zeros behind the last."""
         of, by = self.of, self.by
-        with self._shared_out(thread, by.depth * by.positions) as entry:
-            if of.columns_last:
-                k, m = entry % by.depth, entry // by.depth
-            else:
-                k, m = entry // by.positions, entry % by.positions
-            position = at * by.positions + m
-            column = here + k
-            known = tirx.all(column < count, position < of.positions)
+        with self._shared_out(here.thread, by.depth * by.positions) as (turn, entry):
+            k, m = self._entry_of_x(entry)
+            position = here.at * by.positions + m
+            column = step + k
+            known = tirx.all(column < here.count, position < of.positions)
             if of.kept is not None:
                 # Behind the last column some other is read, and not used.
-                column = self.list[tirx.min(first + column, of.kept - 1)]
-            indices, condition = of.x.place(b, column, position)
+                column = self.list[tirx.min(here.first + column, of.kept - 1)]
+            indices, condition = of.x.place(here.b, column, position)
             guard = known if condition is None else tirx.all(known, condition)
             value = tirx.if_then_else(guard, self.x[tuple(indices)], T.float32(0))
-            T.buffer_store(xs, value, [k, m])
-
-    def _bring_w(
-        self, ws: Expr, b: Expr, row: Expr, thread: Expr, first: Expr, here: Expr, count: Expr
-    ) -> None:
-        of, by = self.of, self.by
-        with self._shared_out(thread, by.depth * by.outputs) as entry:
+            T.buffer_store(x.coming, value, [turn])
+        with self._shared_out(here.thread, by.depth * by.outputs) as (turn, entry):
             k, n = entry // by.outputs, entry % by.outputs
-            guard = here + k < count
+            guard = step + k < here.count
             if of.w is None:
-                value = self.w[first + here + k, n]
+                value = self.w[here.first + step + k, n]
             else:
-                output = row * by.outputs + n
-                indices, _ = of.w.place(b, output, here + k)
+                output = here.row * by.outputs + n
+                indices, _ = of.w.place(here.b, output, step + k)
                 guard = tirx.all(guard, output < of.outputs)
                 value = self.w[tuple(indices)]
-            T.buffer_store(ws, tirx.if_then_else(guard, value, T.float32(0)), [k, n])
+            T.buffer_store(w.coming, tirx.if_then_else(guard, value, T.float32(0)), [turn])
+
+    def _share(self, x: "_Matrix", w: "_Matrix", thread: Expr) -> None:
+        """Put what came to registers into shared memory."""
+        by = self.by
+        with self._shared_out(thread, by.depth * by.positions) as (turn, entry):
+            T.buffer_store(x.shared, x.coming[turn], list(self._entry_of_x(entry)))
+        with self._shared_out(thread, by.depth * by.outputs) as (turn, entry):
+            T.buffer_store(w.shared, w.coming[turn], [entry // by.outputs, entry % by.outputs])
+
+    def _entry_of_x(self, entry: Expr) -> tuple[Expr, Expr]:
+        """Return column and position of an entry, so that neighbours are so in memory too."""
+        if self.of.columns_last:
+            return entry % self.by.depth, entry // self.by.depth
+        return entry // self.by.positions, entry % self.by.positions
 
     @contextmanager
-    def _shared_out(self, thread: Expr, entries: int) -> Iterator[Expr]:
+    def _shared_out(self, thread: Expr, entries: int) -> Iterator[tuple[Expr, Expr]]:
         """Loop over the entries that a thread brings; neighbours bring neighbouring ones."""
         threads = self.by.threads
         with T.unroll(-(-entries // threads)) as turn:
             entry = turn * threads + thread
             if entries % threads == 0:
-                yield entry
+                yield turn, entry
                 return
             with T.If(entry < entries), T.Then():
-                yield entry
+                yield turn, entry
 
     def _store(self, b: Expr, row: Expr, at: Expr, thread: Expr) -> None:
         of, by = self.of, self.by

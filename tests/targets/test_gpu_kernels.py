@@ -19,7 +19,8 @@ from tilewright.targets.cuda.packing import (
 )
 from tilewright.targets.cuda.resources import Resources, parse_ptxas
 from tilewright.targets.cuda.schedule import tvm_target
-from tilewright.targets.cuda.tile import Product, Source, Tiling, tile_kernel
+from tilewright.targets.cuda.tile import tile_kernel
+from tilewright.targets.cuda.tiling import Product, Source, Tiling
 
 DEVICE = read_device(GPU)
 

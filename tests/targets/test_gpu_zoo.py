@@ -1,0 +1,42 @@
+"""Real models through the gpu backend: compiled for a GPU, checked through OpenCL."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.targets.gpu_builds import needs_compiler, needs_opencl
+from tilewright.tools.api import compile
+
+pytestmark = [pytest.mark.zoo, needs_compiler, needs_opencl]
+MODELS = ("ppocr-cls", "ppocr-rec", "ppocr-det", "minilm", "efficientnet-lite0", "vit-saliency")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_dense_artifact_agrees_with_the_original_and_spills_nothing(
+    tmp_path: Path, name: str
+) -> None:
+    found = compile(
+        f"zoo:{name}", target="gpu", sparsity=0, device="opencl", output=tmp_path / "a.tw"
+    )
+    assert found["verified"]["against"] == ["model.onnx", "the original"]
+    assert found["verified"]["max_rel_error"] <= 1e-3
+    rows = json.loads((tmp_path / "a.tw" / "kernels.json").read_text())
+    assert {row["kernel"]: row["spilled_bytes"] for row in rows if row["spilled_bytes"]} == {}
+
+
+def test_sparse_images_run_in_tiles_and_take_fewer_estimated_cycles(tmp_path: Path) -> None:
+    cycles = {}
+    for sparsity in (0, 0.6):
+        found = compile(
+            "zoo:efficientnet-lite0",
+            target="gpu",
+            sparsity=sparsity,
+            device="opencl",
+            output=tmp_path / f"{sparsity}.tw",
+        )
+        cycles[sparsity] = found["estimated_cycles"]["value"]
+    assert found["verified"]["max_rel_error"] <= 1e-3
+    kernels = [layer["kernel"].split()[0] for layer in found["layers"]]
+    assert kernels.count("sparse") >= 20  # of 26 layers that are pruned
+    assert cycles[0.6] < 0.8 * cycles[0]
