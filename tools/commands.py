@@ -14,7 +14,7 @@ from tilewright.calibration import Calibration
 from tilewright.errors import CheckFailed, UnknownName, UnusableInput
 from tilewright.frontends.arrays import read_arrays
 from tilewright.frontends.onnx_file import read_onnx
-from tilewright.protocol import Context, Feeds
+from tilewright.protocol import HOST, Context, Feeds
 from tilewright.random_feeds import random_feeds
 from tilewright.reproduce import read_reproduction
 from tilewright.sizes import Sizes
@@ -23,7 +23,7 @@ from tilewright.tools.console import Console
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.engines import check_engine
 from tilewright.tools.evaluate_task import evaluate_task
-from tilewright.tools.find_target import parse_pipeline
+from tilewright.tools.find_target import find_backend, parse_pipeline
 from tilewright.tools.job import Job
 from tilewright.tools.load_artifact import inputs_of, load_any
 from tilewright.tools.measure_engines import OURS, measure_engines
@@ -58,7 +58,8 @@ def run_compile(job: Job, console: Console) -> None:
             "and why."
         )
     folder = shlex.quote(manifest["artifact"])
-    console.text(f"Written: {folder} (see {folder}/report.html; tilewright bench {folder})")
+    timed = f"; tilewright bench {folder}" if manifest["device"] == HOST else ""
+    console.text(f"Written: {folder} (see {folder}/report.html{timed})")
     console.result(manifest)
 
 
@@ -228,7 +229,7 @@ def run_bench(
     if rounds < 1:
         raise UnusableInput(f"--rounds {rounds}: at least 1 is needed.")
     with console.working():
-        artifact.read(Path(folder))
+        _check_host(folder, artifact.read(Path(folder)))
         model = Path(folder) / artifact.MODEL
         models = {OURS: Path(folder)} | dict.fromkeys(against, original or model)
         feeds = _first_feeds(folder, data, dims)
@@ -258,6 +259,17 @@ def run_bench(
         ],
     )
     console.result(contest.as_json())
+
+
+def _check_host(folder: str, manifest: Mapping[str, Any]) -> None:
+    """Raise UnusableInput for artifacts that do not run on this machine's CPU."""
+    device = find_backend(manifest["backend"]).find_device(None)
+    if device != HOST:
+        raise UnusableInput(
+            f'bench: "{folder}" is for {manifest["target"]} and runs here on "{device}", which '
+            "is not timed beside engines on the CPU. Its manifest has the latency where it was "
+            "compiled beside the device, and estimated_cycles elsewhere."
+        )
 
 
 def run_eval(

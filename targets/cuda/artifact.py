@@ -95,9 +95,14 @@ def write_artifact(
     return Written(
         lowered[0].layers,
         sum(lowered[0].cycles[name] for name in first.calls),
-        weights.bytes + sum((folder / name).stat().st_size for name in (PROGRAM,)),
+        weights.bytes + sum((folder / name).stat().st_size for name in _kept(cubin)),
         _details(told, first, device, cubin),
     )
+
+
+def _kept(cubin: Cubin | None) -> tuple[str, ...]:
+    """Return the files that a GPU needs beside weights; others are to be checked and read."""
+    return (PROGRAM, CUDA_SOURCE if cubin is None else CUBIN)
 
 
 def kernel_table(

@@ -33,8 +33,8 @@ class Device:
     def model(self) -> str:
         """The name that estimates carry."""
         return (
-            f"roofline of {self.arch} at {self.clock_mhz} MHz: of multiply-adds, L2 and memory "
-            "bandwidth and memory latency the longest, kernel by kernel; launches are free"
+            f"roofline of {self.arch} at {self.clock_mhz} MHz: the longest of multiply-adds, "
+            "bandwidth of L2 and memory, and waits, kernel by kernel; launches are free"
         )
 
     @property

@@ -1,7 +1,8 @@
 """Run launches on an NVIDIA GPU, through the driver alone: no CUDA toolkit is needed."""
 
 import ctypes
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class CudaMachine:
             "cuModuleLoadData", ctypes.byref(self._module), (folder / CUBIN).read_bytes()
         )
         self._bases = {ARENA: self._memory(arena_bytes), WEIGHTS: self._memory(weights.nbytes)}
+        weakref.finalize(self, _release, driver, device, self._module, [*self._bases.values()])
         self.write(WEIGHTS, 0, weights)
 
     def bind(self, launch: Mapping[str, Any]) -> Callable[[], object]:
@@ -142,6 +144,15 @@ def time_inferences(
     program.take(which, feeds)
     taken = [machine.time(lambda: program.launch(which)) for _ in range(warm_up + repeats)]
     return Samples(tuple(taken[warm_up:]))
+
+
+def _release(
+    driver: ctypes.CDLL, device: ctypes.c_int, module: ctypes.c_void_p, memories: Sequence[int]
+) -> None:
+    for memory in memories:
+        driver.cuMemFree_v2(ctypes.c_uint64(memory))
+    driver.cuModuleUnload(module)
+    driver.cuDevicePrimaryCtxRelease_v2(device)
 
 
 def _name_of(driver: ctypes.CDLL, code: int) -> str:

@@ -1,6 +1,6 @@
 """Turn scheduled kernels into source code for a device, and the launches that run them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,13 +127,3 @@ def _scratch(buffer: Any) -> Scratch:
     for extent in buffer.shape:
         elements *= int(extent)
     return Scratch(elements, str(buffer.dtype))
-
-
-def same_launches(one: Source, other: Source) -> bool:
-    """Say whether two languages' kernels are launched alike, so that one list serves both."""
-    return dict(one.functions) == dict(other.functions)
-
-
-def kernel_names(functions: Sequence[Function]) -> list[str]:
-    """Return the names of all kernels, in order of launch."""
-    return [launch.kernel for function in functions for launch in function.launches]

@@ -1,8 +1,10 @@
 """Run launches through OpenCL: on PoCL they run on this machine's CPU, to check numbers."""
 
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +84,20 @@ class OpenClMachine:
 
 
 def _devices() -> list[Any]:
-    # PoCL keeps compiled kernels in the user's cache otherwise, without end.
-    os.environ.setdefault("POCL_KERNEL_CACHE", "0")
+    _keep_nothing()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pyopencl as cl
     return [device for platform in cl.get_platforms() for device in platform.get_devices()]
+
+
+@cache
+def _keep_nothing() -> tempfile.TemporaryDirectory[str]:
+    """Give PoCL a folder until this process ends: it leaves compiled kernels in the cache."""
+    folder = tempfile.TemporaryDirectory(prefix="tilewright-pocl-", ignore_cleanup_errors=True)
+    os.environ.setdefault("POCL_CACHE_DIR", folder.name)
+    os.environ.setdefault("PYOPENCL_NO_CACHE", "1")
+    return folder
 
 
 def _first_line(error: Exception) -> str:

@@ -13,10 +13,12 @@ from tilewright.targets.cuda.shapes import is_float32, tensor_shape
 from tilewright.targets.cuda.tiling import Place, Product, Source
 from tilewright.targets.kernels.pen import Expr
 
+_MOST_BATCHES = 65_535  # blocks along the third axis of a launch
+
 
 @dataclass(frozen=True)
 class Call:
-    """A Relax call that is a product: its operands' shapes and, if constant, its matrix.
+    """A Relax call that is a product: the shape of its result and, if constant, its matrix.
 
     `matrix` is W as (outputs, columns); None where W is computed at run time.
     """
@@ -71,7 +73,8 @@ def multiplication(builder: Any, call: Any) -> Call | None:
     if len(w) == 2:
         matrix = constant_of(builder, call.args[1])
         return _by_matrix(x, w, None if matrix is None else matrix.T)
-    return _batched(x, w)
+    found = _batched(x, w)
+    return found if found.product.batch <= _MOST_BATCHES else None
 
 
 def _by_matrix(x: tuple[int, ...], w: tuple[int, ...], matrix: np.ndarray | None) -> Call:

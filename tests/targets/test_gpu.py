@@ -28,7 +28,8 @@ from tilewright import oracle
 from tilewright.errors import CannotLower, DamagedArtifact, UnusableInput
 from tilewright.graph import Graph
 from tilewright.layout import Tile
-from tilewright.target import LaneOrder
+from tilewright.target import LaneOrder, read_target
+from tilewright.targets import FOLDER
 from tilewright.targets.cuda import compile as compiling
 from tilewright.targets.cuda import driver, opencl
 from tilewright.targets.cuda.executor import GpuProgram
@@ -261,6 +262,17 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     graph = graph_of("g (float[3,4] x) => (float[3,4] y) { y = Neg(x) }")
     with pytest.raises(UnusableInput, match=r'arch "sm_999": .* does not know it'):
         build_in(tmp_path, graph, target=gpu(arch="sm_999"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("gpu*.toml")), ids=lambda path: path.stem)
+def test_each_gpu_that_comes_along_is_compiled_for(tmp_path: Path, path: Path) -> None:
+    target = read_target(path)
+    told = build_in(tmp_path, model_of("an activation reads its layer twice"), target=target)
+    assert told.details["arch"] == target.settings["arch"]
+    assert told.details["spills"] == "none"
+    assert told.estimate is not None
+    assert f"roofline of {target.settings['arch']}" in told.estimate.model
 
 
 @pytest.mark.parametrize(
