@@ -7,6 +7,7 @@ from tilewright.target import Target
 from tilewright.targets.cuda.tiling import Product, Tiling
 
 _FLOAT_BYTES = 4
+_TF32_PRODUCTS = 3  # that a product of float32 takes on tensor cores
 _ISSUED = 4  # warp instructions of a multiprocessor in a cycle
 _WARP = 32
 _VECTOR = 4  # floats that a thread reads from shared memory at a time
@@ -20,6 +21,7 @@ class Device:
     arch: str
     multiprocessors: int
     lanes_fp32: int
+    lanes_tf32: int  # of tensor cores; 0 where there are none for TF32
     clock_mhz: int
     memory_gb_per_s: int
     l2_bytes_per_cycle: int
@@ -74,18 +76,20 @@ def product_cycles(product: Product, tiling: Tiling, device: Device) -> float:
     blocks = rows * -(-product.positions // tiling.positions) * product.batch
     columns = _packed_columns(product, rows) / rows
     turns = -(-blocks // device.multiprocessors)
-    step = tiling.outputs * tiling.positions / _efficiency(tiling)
+    lanes = _lanes(tiling, device)
+    step = tiling.outputs * tiling.positions / lanes
     brought = turns * columns * (tiling.outputs + tiling.positions) * _FLOAT_BYTES
     at_once = min(device.blocks, device.threads // tiling.threads)
     turns_alone = -(-turns // at_once)
     waits = turns_alone * -(-columns // tiling.depth)
-    alone = min(device.lanes_fp32, tiling.threads)
+    # A block of few threads cannot keep all lanes busy.
+    alone = step * max(1, device.lanes_fp32 / tiling.threads)
     return max(
-        turns * columns * step / device.lanes_fp32,
+        turns * columns * step,
         brought / (device.l2_bytes_per_cycle / device.multiprocessors),
         _product_bytes(product, tiling, rows) / device.bytes_per_cycle,
         turns_alone * device.memory_latency_cycles
-        + waits * max(device.memory_latency_cycles, tiling.depth * step / alone),
+        + waits * max(device.memory_latency_cycles, tiling.depth * alone),
     )
 
 
@@ -123,6 +127,13 @@ def _product_bytes(product: Product, tiling: Tiling, rows: int) -> int:
         weights = product.batch * product.columns * product.outputs
     lists = 0 if product.kept is None else steps + rows + 1
     return _FLOAT_BYTES * (x + y + weights + lists)
+
+
+def _lanes(tiling: Tiling, device: Device) -> float:
+    """Return the multiply-adds of a multiprocessor in a cycle."""
+    if tiling.tensor_cores:
+        return device.lanes_tf32 / _TF32_PRODUCTS
+    return device.lanes_fp32 * _efficiency(tiling)
 
 
 def _efficiency(tiling: Tiling) -> float:

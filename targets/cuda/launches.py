@@ -9,6 +9,8 @@ from tvm import tirx
 from tvm.ir.instrument import pass_instrument
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
+from tilewright.targets.cuda.fragments import with_definition
+
 # Dimensions of a launch, in this order: blocks, then threads of a block.
 _TAGS = tuple(f"{kind}Idx.{axis}" for kind in ("block", "thread") for axis in "xyz")
 
@@ -63,7 +65,8 @@ def write_source(functions: Mapping[str, Any], target: Any) -> Source:
         module = pipeline(module)
     _, devices = split_host_device_mods(module)
     ((device, kernels),) = devices.items()
-    text = codegen_build(finish()(kernels), device).inspect_source()
+    written = codegen_build(finish()(kernels), device).inspect_source()
+    text = with_definition(written, str(device.kind.name))
     launched = {name: _function(before.module[name]) for name in functions}
     return Source(text, launched)
 

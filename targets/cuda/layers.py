@@ -39,14 +39,22 @@ _BLOCKS = (
     (16, 32, 2, 2),
     (16, 8, 1, 1),
 )
+# The same where warps multiply on tensor cores.
+_TENSOR_BLOCKS = (
+    (64, 64, 8, 4),
+    (64, 32, 4, 4),
+    (32, 64, 4, 4),
+    (32, 32, 4, 2),
+)
 _DEPTHS = (16, 32, 64)
 _SHARED_BYTES = 49_152  # that a block has without asking for more
 _COMING = 32  # registers of a thread for the next step, beside its sums
 TILINGS = tuple(
     tiling
-    for block in _BLOCKS
+    for tensor_cores, blocks in ((False, _BLOCKS), (True, _TENSOR_BLOCKS))
+    for block in blocks
     for depth in _DEPTHS
-    if (tiling := Tiling(*block, depth)).shared_bytes <= _SHARED_BYTES
+    if (tiling := Tiling(*block, depth, tensor_cores)).shared_bytes <= _SHARED_BYTES
     and tiling.coming <= _COMING
 )
 TILES = tuple(sorted({block[0] for block in _BLOCKS}))  # outputs that a sparse tile may have
@@ -116,7 +124,8 @@ class Layers:
             round(steps / (tiles * product.columns), 6) if sparse else 1.0,
             32,
             4 * steps * tiling.outputs + lists,
-            ("sparse" if sparse else "dense") + f" {tiling.outputs}x{tiling.positions}",
+            f"{'sparse' if sparse else 'dense'} {tiling.outputs}x{tiling.positions}"
+            + (" on tensor cores" if tiling.tensor_cores else ""),
             choice.reason,
         )
 
@@ -159,7 +168,11 @@ def _left_to_tvm(layer: Layer) -> LayerDecision:
 
 def _best(product: Product, tilings: Iterable[Tiling], device: Device) -> tuple[Tiling, float]:
     """Return the fastest tiling; among equals, the one that computes least beside Y."""
-    each = [(tiling, product_cycles(product, tiling, device)) for tiling in tilings]
+    each = [
+        (tiling, product_cycles(product, tiling, device))
+        for tiling in tilings
+        if device.lanes_tf32 or not tiling.tensor_cores
+    ]
     return min(each, key=lambda way: (way[1], computed(product, way[0])))
 
 

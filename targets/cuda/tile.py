@@ -18,7 +18,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - TVM's own name for it
 
-from tilewright.targets.cuda.tiling import Product, Tiling
+from tilewright.targets.cuda.fragments import Fragments
+from tilewright.targets.cuda.lanes import Lanes
+from tilewright.targets.cuda.tiling import Matrix, Product, Tiling
 from tilewright.targets.kernels.pen import Expr
 
 PRODUCT, STORE = "tile_product", "tile_store"
@@ -33,14 +35,6 @@ def tile_kernel(product: Product, tiling: Tiling, cycles: float) -> Expr:
     What it is estimated to take is told by an annotation, which outlives fusion.
     """
     return _Writer(product, tiling).write(cycles)
-
-
-class _Matrix(NamedTuple):
-    """What a block works on: in shared memory, on its way there, and a thread's factors."""
-
-    shared: Expr
-    coming: Expr
-    factors: Expr
 
 
 class _Step(NamedTuple):
@@ -61,6 +55,7 @@ class _Writer:
         self.across = -(-product.positions // tiling.positions)
         self.beside = tiling.outputs // tiling.thread_outputs
         self.along = tiling.positions // tiling.thread_positions
+        self.kind: type[Fragments | Lanes] = Fragments if tiling.tensor_cores else Lanes
 
     def write(self, cycles: float) -> Expr:
         of, by = self.of, self.by
@@ -74,7 +69,7 @@ class _Writer:
             self.y = T.arg("Y", _buffer(of.y.shape))
             with T.sblock("root"):
                 shape = (of.batch, self.rows * by.outputs, self.across * by.positions)
-                self.sums = T.sblock_alloc_buffer(shape, "float32", scope="local")
+                self.sums = T.sblock_alloc_buffer(shape, "float32", scope=self.kind.scope)
                 self._blocks(cycles)
         return builder.get()
 
@@ -115,46 +110,33 @@ class _Writer:
             row = T.axis.spatial(self.rows, row)
             at = T.axis.spatial(self.across, at)
             thread = T.axis.spatial(by.threads, thread)
-            n, m = self._first(row, at, thread)
             # Said of the whole, since TVM's proofs of parts fail at uneven edges; what is
             # allocated follows from what is really written.
             lists = [] if of.kept is None else [self.list, self.starts]
             T.reads(*(_whole(buffer) for buffer in (self.x, self.w, *lists)))
             T.writes(_whole(self.sums))
-            x = self._matrix(by.positions, by.thread_positions)
-            w = self._matrix(by.outputs, by.thread_outputs)
-            with T.unroll(by.thread_outputs) as i, T.unroll(by.thread_positions) as j:
-                T.buffer_store(self.sums, T.float32(0), [b, n + i, m + j])
+            x, w = self._matrix(by.positions), self._matrix(by.outputs)
+            block = (b, row * by.outputs, at * by.positions)
+            arithmetic = self.kind(by, self.sums, block)
+            arithmetic.start(*self._within(thread), thread)
             first, count = self._steps(row)
             here = _Step(b, row, at, thread, first, count)
             self._fetch(x, w, here, tirx.const(0, "int32"))
             with T.serial((count + by.depth - 1) // by.depth) as step:
                 self._share(x, w, thread)
                 self._fetch(x, w, here, (step + 1) * by.depth)
-                with T.serial(by.depth) as k:
-                    self._multiply(x, w, thread, k, (b, n, m))
+                arithmetic.multiply(w, x)
+            arithmetic.finish()
 
-    def _matrix(self, across: int, of_thread: int) -> "_Matrix":
+    def _matrix(self, across: int) -> Matrix:
         """Return memory for `depth` columns of W, or rows of X, that a block works on."""
-        depth, brought = self.by.depth, -(-self.by.depth * across // self.by.threads)
-        return _Matrix(
-            T.sblock_alloc_buffer((depth, across), "float32", scope="shared"),
+        depth, stride = self.by.depth, across + self.kind.gap
+        brought = -(-depth * across // self.by.threads)
+        return Matrix(
+            T.sblock_alloc_buffer((depth * stride,), "float32", scope="shared"),
             T.sblock_alloc_buffer((brought,), "float32", scope="local"),
-            T.sblock_alloc_buffer((of_thread,), "float32", scope="local"),
+            stride,
         )
-
-    def _multiply(
-        self, x: "_Matrix", w: "_Matrix", thread: Expr, k: Expr, place: tuple[Expr, Expr, Expr]
-    ) -> None:
-        by, (b, n, m) = self.by, place
-        beside, along = self._within(thread)
-        with T.unroll(by.thread_positions) as j:
-            T.buffer_store(x.factors, x.shared[k, along + j], [j])
-        with T.unroll(by.thread_outputs) as i:
-            T.buffer_store(w.factors, w.shared[k, beside + i], [i])
-        with T.unroll(by.thread_outputs) as i, T.unroll(by.thread_positions) as j:
-            at = (b, n + i, m + j)
-            T.buffer_store(self.sums, self.sums[at] + w.factors[i] * x.factors[j], list(at))
 
     def _steps(self, row: Expr) -> tuple[Expr, Expr]:
         """Return where a block's columns start among all packed ones, and their number."""
@@ -163,7 +145,7 @@ class _Writer:
         first = T.bind(self.starts[row])
         return first, T.bind(self.starts[row + 1] - first)
 
-    def _fetch(self, x: "_Matrix", w: "_Matrix", here: "_Step", step: Expr) -> None:
+    def _fetch(self, x: Matrix, w: Matrix, here: "_Step", step: Expr) -> None:
         """Bring the columns from `step` on to registers: zeros behind the last."""
         of, by = self.of, self.by
         with self._shared_out(here.thread, by.depth * by.positions) as (turn, entry):
@@ -190,13 +172,15 @@ class _Writer:
                 value = self.w[tuple(indices)]
             T.buffer_store(w.coming, tirx.if_then_else(guard, value, T.float32(0)), [turn])
 
-    def _share(self, x: "_Matrix", w: "_Matrix", thread: Expr) -> None:
+    def _share(self, x: Matrix, w: Matrix, thread: Expr) -> None:
         """Put what came to registers into shared memory."""
         by = self.by
         with self._shared_out(thread, by.depth * by.positions) as (turn, entry):
-            T.buffer_store(x.shared, x.coming[turn], list(self._entry_of_x(entry)))
+            k, m = self._entry_of_x(entry)
+            T.buffer_store(x.shared, x.coming[turn], [k * x.stride + m])
         with self._shared_out(thread, by.depth * by.outputs) as (turn, entry):
-            T.buffer_store(w.shared, w.coming[turn], [entry // by.outputs, entry % by.outputs])
+            k, n = entry // by.outputs, entry % by.outputs
+            T.buffer_store(w.shared, w.coming[turn], [k * w.stride + n])
 
     def _entry_of_x(self, entry: Expr) -> tuple[Expr, Expr]:
         """Return column and position of an entry, so that neighbours are so in memory too."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tilewright.targets.kernels.pen import Expr
 
@@ -11,13 +12,17 @@ Place = tuple[Sequence[Expr], Expr | None]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Outputs and positions of a block of threads and of a thread, and columns of a step."""
+    """Outputs and positions of a block of threads and of a thread, and columns of a step.
+
+    With `tensor_cores` warps multiply for all of a block's threads, which then store the sums.
+    """
 
     outputs: int
     positions: int
     thread_outputs: int
     thread_positions: int
     depth: int = 16
+    tensor_cores: bool = False
 
     @property
     def threads(self) -> int:
@@ -31,8 +36,11 @@ class Tiling:
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block, for float32."""
-        return 4 * self.depth * (self.outputs + self.positions)
+        """Shared memory of a block: columns of W, rows of X, and the sums of tensor cores."""
+        if not self.tensor_cores:
+            return 4 * self.depth * (self.outputs + self.positions)
+        rows = self.depth * (self.outputs + self.positions + 16)
+        return 4 * (rows + self.outputs * self.positions)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,22 @@ class Product:
     kept: int | None = None
     outputs_last: bool = False
     columns_last: bool = False
+
+
+class Matrix(NamedTuple):
+    """Columns of W, or rows of X, that a block works on: in shared memory, and on the way.
+
+    A row in shared memory begins `stride` behind the one before. It is flat, as TVM would
+    otherwise close the gaps between rows.
+    """
+
+    shared: Expr
+    coming: Expr
+    stride: int
+
+    def at(self, row: Expr, entry: Expr) -> Expr:
+        """Return an entry in shared memory."""
+        return self.shared[row * self.stride + entry]
 
 
 def computed(product: Product, tiling: Tiling) -> int:

@@ -53,9 +53,14 @@ def built(*graphs: Graph, target: Target = GPU) -> Built:
         return Built(GpuProgram(Path(folder), OpenClMachine), told)
 
 
-def agree(graph: Graph, feeds: Mapping[str, np.ndarray], within: Within = NEAR) -> Build:
+def agree(
+    graph: Graph,
+    feeds: Mapping[str, np.ndarray],
+    within: Within = NEAR,
+    target: Target = GPU,
+) -> Build:
     """Assert that a built graph answers as onnxruntime does: names, dtypes, shapes, values."""
-    made = built(graph)
+    made = built(graph, target=target)
     found = made.program(feeds)
     expected = oracle.run(graph, feeds)
     assert list(found) == list(expected)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.small_models import normal
 from tests.targets.builds import EXACT, Within, graph_of, normal_feeds
 from tests.targets.gpu_builds import (
+    GPU,
     agree,
     build_in,
     built,
@@ -175,6 +176,33 @@ def test_a_model_at_several_sizes_runs_at_each() -> None:
         x = normal(rows, 24)
         expected = oracle.run(graph, {"x": x})["y"]
         np.testing.assert_allclose(made.program({"x": x})["y"], expected, *SUMS)
+
+
+# So slow beside tensor cores that every product takes those.
+TENSOR_CORES = gpu(device={**GPU.settings["device"], "lanes_fp32": 1})
+
+
+@needs_opencl
+@pytest.mark.parametrize("share", [0.0, 0.7])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[1,70,9,11] x) => (float[1,100,9,11] y) { c = Conv(x, w)  y = Relu(c) }",
+        "g (float[2,70,9,8] x) => (float[2,100,4,3] y) { y = Conv<strides=[2,2]>(x, w) }",
+        "g (float[3,50,70] x) => (float[3,50,100] y) { y = MatMul(x, w) }",
+    ],
+)
+def test_what_tensor_cores_multiply_gives_onnxruntimes_answers(text: str, share: float) -> None:
+    if "MatMul" in text:
+        weights = with_empty_tiles(normal(100, 70), share).T.copy()
+    else:
+        side = 3 if "strides" in text else 1
+        weights = with_empty_tiles(normal(100, 70 * side**2), share)
+        weights = weights.reshape(100, 70, side, side)
+    graph = graph_of(text, w=weights)
+    (layer,) = agree(graph, normal_feeds(graph), SUMS, TENSOR_CORES).layers
+    assert layer.kernel.startswith("sparse" if share else "dense")
+    assert layer.kernel.endswith("on tensor cores")
 
 
 # ---- what is decided and told ----

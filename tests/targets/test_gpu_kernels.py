@@ -1,5 +1,11 @@
 """The parts of the gpu backend by themselves: packing, resources, estimates, tile kernels."""
 
+import ctypes
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.small_models import normal
 from tests.targets.gpu_builds import GPU, needs_compiler, with_empty_tiles
+from tilewright.targets.cuda import fragments
 from tilewright.targets.cuda.compile import Cubin, compile_cuda, find_nvcc, find_nvrtc
 from tilewright.targets.cuda.device import occupancy, product_cycles, read_device
 from tilewright.targets.cuda.launches import write_source
@@ -135,9 +142,12 @@ def test_no_tile_kernel_spills() -> None:
     for number, tiling in enumerate(TILINGS):
         kind = kinds[number % len(kinds)]
         kernels[f"{kind}_{number}"] = tile_kernel(_PRODUCTS[kind], tiling, 0.0)
-        shared[f"{kind}_{number}_kernel"] = tiling.shared_bytes
+        # Sums of tensor cores lie where rows of X were; the last row needs no gap behind it.
+        if not tiling.tensor_cores:
+            shared[f"{kind}_{number}_kernel"] = tiling.shared_bytes
     found = _compiled(write_source(kernels, tvm_target("sm_90")).text)
-    assert {name: used.shared_bytes for name, used in found.items()} == shared
+    assert len(found) == len(TILINGS)
+    assert {name: found[name].shared_bytes for name in shared} == shared
     assert {name: used for name, used in found.items() if used.spilled_bytes} == {}
 
 
@@ -163,6 +173,56 @@ _PRODUCTS = {
         kept=333,
     ),
 }
+
+
+# The instructions are replaced by what the PTX ISA says of them, "Matrix fragments for
+# mma.m16n8k8 with .tf32": for lane 4 g + t, a0..a3 are rows g, g + 8, g, g + 8 of columns
+# t, t, t + 4, t + 4; b0, b1 rows t, t + 4 of column g; c0..c3 rows g, g, g + 8, g + 8 of
+# columns 2 t, 2 t + 1, 2 t, 2 t + 1.
+EMULATED = """
+#include <cstring>
+#define __device__
+#define __forceinline__ inline
+static float A[16][8], B[8][8];
+static float* sums[32];
+static int lane_now, calls;
+static float number(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
+void tilewright_split(float x, unsigned& high, unsigned& low) { memcpy(&high, &x, 4); low = 0; }
+void tilewright_tf32(float* c, const unsigned* a, const unsigned* b) {
+  if (++calls % 3) return;  // of three products, the one of both high parts
+  int g = lane_now / 4, t = lane_now % 4;
+  A[g][t] = number(a[0]); A[g + 8][t] = number(a[1]);
+  A[g][t + 4] = number(a[2]); A[g + 8][t + 4] = number(a[3]);
+  B[t][g] = number(b[0]); B[t + 4][g] = number(b[1]);
+  sums[lane_now] = c;
+}
+CALLED
+extern "C" void warp(float* c, const float* w, int ws, const float* x, int xs) {
+  for (lane_now = 0; lane_now < 32; ++lane_now)
+    tilewright_mma(c + 4 * lane_now, w, ws, x, xs, lane_now);
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i)
+      for (int k = 0; k < 8; ++k)
+        sums[lane][i] += A[lane / 4 + 8 * (i / 2)][k] * B[k][lane % 4 * 2 + i % 2];
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler is installed")
+def test_lanes_take_the_entries_that_the_instruction_of_tensor_cores_wants(
+    tmp_path: Path,
+) -> None:
+    _, _, called = fragments.CUDA.rpartition("__device__")
+    (tmp_path / "warp.cc").write_text(EMULATED.replace("CALLED", called))
+    command = ["c++", "-shared", "-fPIC", "-w", "-o", "warp.so", "warp.cc"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    library = ctypes.CDLL(str(tmp_path / "warp.so"))
+    w, x, sums = normal(8, 24), normal(8, 12, seed=1), np.zeros((32, 4), np.float32)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (sums, w, x)]
+    library.warp(pointers[0], pointers[1], 24, pointers[2], 12)
+    lane, number = np.indices((32, 4))
+    expected = (w.T @ x)[lane // 4 + 8 * (number // 2), lane % 4 * 2 + number % 2]
+    np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5)  # sums of 8 products
 
 
 # ---- estimates ----
@@ -202,6 +262,17 @@ def test_a_large_product_takes_what_its_multiply_adds_take() -> None:
     bound = size**3 / (132 * 128)
     # 64 multiply-adds of a thread issue beside 4 reads of 4 floats.
     assert product_cycles(_square(size), tiling, DEVICE) == pytest.approx(bound * 68 / 64)
+
+
+def test_tensor_cores_take_three_products_for_one() -> None:
+    size = 64 * 132 * 8
+    product = _square(size)
+    bound = size**3 / (132 * 512 / 3)
+    assert product_cycles(product, Tiling(64, 64, 8, 4, 16, True), DEVICE) >= bound
+    large = replace(DEVICE, l2_bytes_per_cycle=10**9)
+    assert product_cycles(product, Tiling(64, 64, 8, 4, 64, True), large) == pytest.approx(
+        bound
+    )
 
 
 def test_half_of_the_columns_take_half_of_the_time_where_arithmetic_counts() -> None:
