@@ -7,6 +7,7 @@ BACKENDS: dict[str, str] = {
     "cpu": "tilewright.targets.cpu:CpuBackend",
     "arm-edge": "tilewright.targets.arm:ArmBackend",
     "edge-npu": "tilewright.targets.npu.backend:NpuBackend",
+    "gpu": "tilewright.targets.gpu:GpuBackend",
 }
 
 # Where the descriptions of the known devices are: one .toml a target.

@@ -1,12 +1,12 @@
 """The arm-edge backend: the tile kernels for NEON, cross-compiled, and run on a board."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tilewright.artifact import read_json, write_json
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
 from tilewright.measurement import Samples
@@ -33,7 +33,6 @@ from tilewright.targets.program_files import (
     Lowered,
     Storage,
     Written,
-    read_json,
     write_files,
 )
 from tilewright.timings import Tuning
@@ -103,8 +102,7 @@ class ArmBackend:
         report("estimating cycles: counting instructions in QEMU")
         functions = estimate_cycles(folder, *tools_for(folder), core)
         described = as_json(functions, core, read_json(folder / MACHINE)["kernels"])
-        content = json.dumps(described, indent=1)
-        (folder / ESTIMATE).write_text(content + "\n", encoding="utf-8")
+        write_json(folder / ESTIMATE, described)
         return Estimate(described["cycles"], described["model"])
 
     def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:

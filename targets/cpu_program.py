@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.artifact import read_json
 from tilewright.errors import UnusableInput
 from tilewright.oracle import outputs_of
 from tilewright.protocol import Feeds
@@ -36,7 +37,6 @@ from tilewright.targets.program_files import (
     REST,
     WEIGHTS,
     Storage,
-    read_json,
 )
 
 STORAGE = Storage(Toolchain().link_shared, "indices.bin.z", compressed)

@@ -1,6 +1,5 @@
 """Write what runs a program: kernels, constants, and where everything lies in memory."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from tilewright.errors import DamagedArtifact
+from tilewright.artifact import write_json
 from tilewright.graph import Graph
 from tilewright.protocol import Report
 from tilewright.target import Target
@@ -108,8 +107,7 @@ def write_files(
             for each, offsets in zip(lowered, places, strict=True)
         ],
     }
-    text = json.dumps(content, indent=1)
-    (folder / PROGRAM).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / PROGRAM, content)
     return Written(stored, arena_bytes)
 
 
@@ -219,14 +217,3 @@ def _names_read(node: onnx.NodeProto) -> set[str]:
 def _value_info(name: str, window: Window) -> onnx.ValueInfoProto:
     dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype_of(window.dtype)))
     return onnx.helper.make_tensor_value_info(name, dtype, window.shape)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of an artifact. Raises DamagedArtifact."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedArtifact(
-            f"{path} cannot be read: {error}. Compile the model again."
-        ) from error
-    return content

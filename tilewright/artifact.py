@@ -88,6 +88,22 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of an artifact. Raises DamagedArtifact."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(
+            f'"{path}" cannot be read: {error}. Compile the model again.'
+        ) from error
+    return content
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file of an artifact: the same text for the same content."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def is_artifact(path: Path) -> bool:
     """Say whether a folder looks like an artifact, damaged or not."""
     return (path / MANIFEST).is_file() and (path / MODEL).is_file()

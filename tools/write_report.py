@@ -71,7 +71,8 @@ def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
     ]
     rows += [
         (
-            f"{score['task']}, {score['metric']} (n={score['n']})",
+            f"{score['task']}, {score['metric']} (n={score['n']})"
+            + ("" if score.get("of") in (None, "the artifact") else f" of {score['of']}"),
             f"{score['dense']:.4g}",
             f"{score['value']:.4g}",
             f"{score['value'] - score['dense']:+.4g}",
@@ -130,6 +131,7 @@ def _page(manifest: Mapping[str, Any], trace: Trace) -> str:
         f"<p>{_text(told_verified(manifest['verified']))}</p>",
         _table("Passes", _PASS_COLUMNS, [(*r[:4], r[5]) for r in trace.rows()]),
         _table("Channels, hidden features and heads removed", _GROUP_COLUMNS, _groups(trace)),
+        _table("Build", ("", ""), sorted(manifest["details"].items())),
         _table("Layers", _LAYER_COLUMNS, [_layer_row(layer) for layer in manifest["layers"]]),
         _table(
             "Nodes that run in onnxruntime",

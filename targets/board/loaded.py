@@ -1,18 +1,18 @@
 """An artifact at work on a board."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tilewright.artifact import read_json, write_json
 from tilewright.errors import UnusableInput
 from tilewright.measurement import Samples
 from tilewright.protocol import Feeds, silent
 from tilewright.targets.board.held import Emulation, HeldBoard, board_of_thread
 from tilewright.targets.board.make import board_programs
 from tilewright.targets.board.place import Place
-from tilewright.targets.program_files import PROGRAM, read_json
+from tilewright.targets.program_files import PROGRAM
 
 MACHINE = "machine.json"  # of an artifact: what it was compiled for
 _LEAST_RUNS, _MOST_RUNS, _SECONDS = 20, 1000, 3.0  # of a timing
@@ -57,8 +57,7 @@ def write_machine(
 ) -> None:
     """Note in an artifact what it was compiled for, and what nodes its kernels run."""
     described = {"triple": triple, "qemu_cpu": qemu_cpu, "kernels": kernels}
-    content = json.dumps(described, indent=1)
-    (folder / MACHINE).write_text(content + "\n", encoding="utf-8")
+    write_json(folder / MACHINE, described)
 
 
 def tools_for(folder: Path) -> tuple[Path, Emulation]:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.protocol import LayerDecision, Note
+from tilewright.targets.arena import place
 from tilewright.targets.kernels.pen import Pen, dtype_of
 from tilewright.targets.lower.window import Buffer, Window, compact, strides_of
 
@@ -190,29 +191,10 @@ def _elements_of_line(kind: str) -> int:
 def plan_arena(program: Program) -> tuple[dict[Buffer, int], int]:
     """Give every buffer that is not constant a place in one arena; return byte offsets, size.
 
-    Buffers whose lives do not overlap share bytes. Largest first, each at the lowest place that
-    is free for its whole life.
+    Buffers whose lives do not overlap share bytes.
     """
-    lives = _lives(program)
-    placed: list[tuple[Buffer, int, int]] = []
-    offsets: dict[Buffer, int] = {}
-    size = 0
-    for buffer in sorted(lives, key=lambda b: (-_bytes(b), lives[b], b.name)):
-        first, last = lives[buffer]
-        taken = sorted(
-            (start, end)
-            for other, start, end in placed
-            if lives[other][0] <= last and first <= lives[other][1]
-        )
-        at = 0
-        for start, end in taken:
-            if at + _bytes(buffer) <= start:
-                break
-            at = max(at, end)
-        offsets[buffer] = at
-        placed.append((buffer, at, at + _bytes(buffer)))
-        size = max(size, at + _bytes(buffer))
-    return offsets, size
+    lives = dict(sorted(_lives(program).items(), key=lambda item: item[0].name))
+    return place(lives, {buffer: _bytes(buffer) for buffer in lives})
 
 
 def _lives(program: Program) -> dict[Buffer, tuple[int, int]]:

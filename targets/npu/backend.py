@@ -1,11 +1,11 @@
 """The edge-npu backend: integer regions through Vela, the rest for a CPU beside the device."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tilewright.artifact import read_json, write_json
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph, static_shape
 from tilewright.nbits import in_floats
@@ -56,7 +56,7 @@ class NpuBackend:
             )
         from tilewright.targets.npu.program import FORMAT, PROGRAM
         from tilewright.targets.npu.vela import Device
-        from tilewright.targets.npu.write import write_json, write_program
+        from tilewright.targets.npu.write import write_program
 
         device = Device.of(target.settings, target.name)
         written = []
@@ -88,7 +88,7 @@ class NpuBackend:
 
     def estimate(self, folder: Path, target: Target, report: Report) -> Estimate:
         """Return the cycles of all regions, as Vela estimated them while it compiled."""
-        content = json.loads((folder / ESTIMATES).read_text(encoding="utf-8"))
+        content = read_json(folder / ESTIMATES)
         return Estimate(float(content["cycles"]), content["model"])
 
     def load(

@@ -1,7 +1,6 @@
 """Runs what the backend wrote: regions in the TOSA reference model, the rest in onnxruntime."""
 
 import contextlib
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tilewright import oracle
-from tilewright.errors import DamagedArtifact, UnusableInput
+from tilewright.artifact import read_json
+from tilewright.errors import UnusableInput
 from tilewright.protocol import Feeds
 
 PROGRAM = "program.json"
@@ -148,11 +148,7 @@ def _silent() -> Iterator[None]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / PROGRAM
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedArtifact(f'"{path}" cannot be read: {error}. Compile again.') from error
+    content = read_json(folder / PROGRAM)
     if content.get("format") != FORMAT:
         raise UnusableInput(
             f'"{folder}" has format {content.get("format")}; this version of tilewright reads '

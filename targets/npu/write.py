@@ -1,6 +1,5 @@
 """Writes what an artifact for the device holds, and says what became of each node."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,8 +200,3 @@ def _nothing_left(graph: Graph, notes: Sequence[Note]) -> str:
     told = "; ".join(f"{note.node}: {note.reason}" for note in notes[:5])
     more = f"; and {len(notes) - 5} more" if len(notes) > 5 else ""
     return f"edge-npu can run no operator of this model: {told}{more}."
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON, the same text for the same content."""
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -50,3 +50,12 @@ def test_an_estimate_is_told_with_the_model_that_made_it() -> None:
         "1,234,567",
         "model: llvm-mca neoverse-n1",
     )
+
+
+def test_scores_of_what_stands_for_the_artifact_say_so() -> None:
+    (score,) = MANIFEST["accuracy"]
+    for of, told in (
+        ("model.onnx", "t, exact (n=9) of model.onnx"),
+        ("the artifact", "t, exact (n=9)"),
+    ):
+        assert summary_rows(MANIFEST | {"accuracy": [score | {"of": of}]})[-1][0] == told

@@ -1,0 +1,1 @@
+"""What the gpu backend is made of: kernels, lowering, compiling, running."""
