@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.targets.gpu_builds import needs_compiler, needs_opencl
+from tests.targets.zoo_models import SMALL_AND_OTHERS
 from tilewright.tools.api import compile
 
-pytestmark = [pytest.mark.zoo, needs_compiler, needs_opencl]
-MODELS = ("ppocr-cls", "ppocr-rec", "ppocr-det", "minilm", "efficientnet-lite0", "vit-saliency")
+pytestmark = [needs_compiler, needs_opencl]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALL_AND_OTHERS)
 def test_a_dense_artifact_agrees_with_the_original_and_spills_nothing(
     tmp_path: Path, name: str
 ) -> None:
@@ -25,6 +25,7 @@ def test_a_dense_artifact_agrees_with_the_original_and_spills_nothing(
     assert {row["kernel"]: row["spilled_bytes"] for row in rows if row["spilled_bytes"]} == {}
 
 
+@pytest.mark.devices
 # Where few columns are left to skip, dense blocks are as fast.
 @pytest.mark.parametrize(("name", "least"), [("ppocr-cls", 1), ("efficientnet-lite0", 20)])
 def test_a_sparse_artifact_runs_in_tiles_and_agrees_with_its_own_model(

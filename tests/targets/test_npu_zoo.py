@@ -14,7 +14,6 @@ from tilewright.tools.job import Job
 MISSING = "the extra [npu] is not installed"
 pytest.importorskip("tosa_reference_model", reason=MISSING)
 pytest.importorskip("ethosu", reason=MISSING)
-pytestmark = pytest.mark.zoo
 
 CLEAN = "fold-constants,fold-batchnorm,remove-identities"
 # Which weights go changes no cycle, so the fastest way to choose them will do.
@@ -33,7 +32,13 @@ def layers(folder: Path) -> list[dict[str, Any]]:
     return [row for region in content["regions"] for row in region["layers"]]
 
 
-@pytest.mark.parametrize("model", ["efficientnet-lite0", "ppocr-cls"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param("ppocr-cls", marks=pytest.mark.zoo),
+        pytest.param("efficientnet-lite0", marks=pytest.mark.devices),
+    ],
+)
 def test_the_device_runs_all_multiplications_of_convolutional_networks(
     model: str, tmp_path: Path
 ) -> None:
@@ -43,6 +48,7 @@ def test_the_device_runs_all_multiplications_of_convolutional_networks(
     assert manifest["answers"]["agreement"] > 0.97
 
 
+@pytest.mark.devices
 def test_the_device_runs_all_multiplications_of_a_transformer(tmp_path: Path) -> None:
     manifest = compiled("minilm", tmp_path)
     assert manifest["details"]["macs_on_npu"] == "100.0%"
@@ -50,6 +56,7 @@ def test_the_device_runs_all_multiplications_of_a_transformer(tmp_path: Path) ->
     assert "LayerNormalization" in " ".join(on_cpu)
 
 
+@pytest.mark.devices
 def test_pruning_saves_cycles_where_the_device_can(tmp_path: Path) -> None:
     """Channels more than halve the cycles of all; 2:4 saves a third where it applies.
 
