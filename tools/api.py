@@ -32,6 +32,7 @@ def compile(
     seed: int = 0,
     tune: str = "0",
     evaluate: bool = False,
+    estimate: bool = True,
     report: Report = silent,
 ) -> dict[str, Any]:
     """Compile a model, verify it, measure it, and return the artifact's manifest.
@@ -63,6 +64,7 @@ def compile(
             tune=tune,
             output=_path(output),
             evaluate=evaluate,
+            estimate=estimate,
         )
         return compile_model(job, report)
 

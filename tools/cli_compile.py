@@ -61,6 +61,11 @@ from tilewright.tools.console import Console
     "--output", "-o", type=PATH, help="Folder to write; MODEL.TARGET.tw if not given."
 )
 @EVALUATE
+@click.option(
+    "--estimate/--no-estimate",
+    default=True,
+    help="Estimate cycles for a device that is modelled, which takes minutes for large models.",
+)
 def compile_command(console: Console, dim: tuple[str, ...], **options: Any) -> None:
     """Compile MODEL, an .onnx file or zoo:NAME, for a target; verify it and measure it."""
     dims = parse_dims(dim)

@@ -75,9 +75,8 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
             "sizes": None if sizes is None else sizes.as_json(),
         }
         with stages("estimate"):
-            found = find_backend(target.backend).estimate(folder, target, report)
             manifest["estimated_cycles"] = (
-                None if found is None else {"value": found.cycles, "model": found.model}
+                _estimate(target, folder, report) if job.estimate else None
             )
         with stages("latency"):
             feeds = built.feeds[0] if sizes is None else sizes.whole(built.feeds[0])
@@ -336,6 +335,11 @@ def measured_levels(run: Run, pipeline: Pipeline, context: Context) -> dict[str,
 def _empty_share(layer: Layer, tile: Tile, gathers: bool) -> float:
     zeros = layer.matrix() == 0
     return float(empty_tiles(zeros, tile, gathers).mean()) if zeros.size else 0.0
+
+
+def _estimate(target: Target, folder: Path, report: Report) -> dict[str, Any] | None:
+    found = find_backend(target.backend).estimate(folder, target, report)
+    return None if found is None else {"value": found.cycles, "model": found.model}
 
 
 def _latency_here(

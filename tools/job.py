@@ -38,6 +38,7 @@ class Job:
     tune: str = "0"
     output: Path | None = None
     evaluate: bool = True
+    estimate: bool = True
 
     def __post_init__(self) -> None:
         """Raise UnusableInput where a number is none or makes no sense."""
