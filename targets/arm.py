@@ -23,6 +23,7 @@ from tilewright.targets.board.held import INDICES
 from tilewright.targets.board.loaded import MACHINE, LoadedOnBoard, tools_for, write_machine
 from tilewright.targets.board.place import QEMU, TRACKER, parse_place
 from tilewright.targets.board.tracker import free_boards
+from tilewright.targets.kernels.integer import DOTS
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.link import Toolchain
 from tilewright.targets.lower.lower_graph import lowering_of
@@ -58,11 +59,6 @@ class ArmBackend:
         `graphs` are one model at several shapes of its inputs. Raises CannotLower where a node
         has no kernel: a board has nothing else to run it.
         """
-        if tuning is not None:
-            raise UnusableInput(
-                f"--tune times kernels on this machine, and {target.name} is another one. "
-                "Leave the option out; what is faster is estimated."
-            )
         report("lowering")
         pool = Pool()
         lowered = []
@@ -82,6 +78,17 @@ class ArmBackend:
             },
         )
 
+    def check(self, target: Target, tuning: Tuning | None) -> None:
+        """Raise UnusableInput for --tune, without a cross compiler, for a .toml with gaps."""
+        if tuning is not None:
+            raise UnusableInput(
+                f"--tune times kernels on this machine, and {target.name} is another one. "
+                "Leave the option out; what is faster is estimated."
+            )
+        Toolchain(isa_of(target).triple).command("gcc")
+        _emulated(target, "qemu_cpu")
+        _core_of(target)
+
     def find_device(self, asked: str | None) -> str:
         """Return the place that --device names, or the emulator where it is installed."""
         return str(parse_place(asked))
@@ -97,8 +104,7 @@ class ArmBackend:
         if missing := missing_tools():
             report(f"no estimate of cycles, for want of tools: apt-get install {missing}")
             return None
-        emulated = target.settings["emulated"]
-        core = Core(emulated["llvm_mca_cpu"], tuple(emulated["l1"]), tuple(emulated["l2"]))
+        core = _core_of(target)
         report("estimating cycles: counting instructions in QEMU")
         functions = estimate_cycles(folder, *tools_for(folder), core)
         described = as_json(functions, core, read_json(folder / MACHINE)["kernels"])
@@ -150,6 +156,10 @@ def isa_of(target: Target) -> Isa:
     """Return the instruction set that a target's file describes. Raises UnusableInput."""
     table: Mapping[str, Any] = target.settings.get("isa", {})
     try:
+        if table["dot"] not in DOTS:
+            raise UnusableInput(
+                f'Target {target.name}: dot is "{table["dot"]}"; give sdot or smull.'
+            )
         return Isa(
             name=table["name"],
             mcpu=table["mcpu"],
@@ -166,6 +176,22 @@ def isa_of(target: Target) -> Isa:
             f"Target {target.name}: the table [isa] lacks {error}. "
             "Compare with targets/arm-edge.toml."
         ) from error
+
+
+def _core_of(target: Target) -> Core:
+    """Return the model of a target's core. Raises UnusableInput."""
+    l1, l2 = (tuple(_emulated(target, level)) for level in ("l1", "l2"))
+    return Core(str(_emulated(target, "llvm_mca_cpu")), l1, l2)
+
+
+def _emulated(target: Target, key: str) -> Any:
+    table = target.settings.get("emulated", {})
+    if key not in table:
+        raise UnusableInput(
+            f'Target {target.name}: the table [emulated] lacks "{key}". '
+            "Compare with targets/arm-edge.toml."
+        )
+    return table[key]
 
 
 def _lowered(graph: Graph, target: Target, report: Report) -> Program:
@@ -191,5 +217,5 @@ def _write(
     for step in lowered[0].program.steps:
         assert isinstance(step, Call), "nothing else runs on a board"
         nodes.setdefault(function_name(step.kernel), []).extend(step.nodes)
-    write_machine(folder, isa.triple, target.settings["emulated"]["qemu_cpu"], nodes)
+    write_machine(folder, isa.triple, str(_emulated(target, "qemu_cpu")), nodes)
     return write_files(lowered, pool, target, isa, storage, folder, report)

@@ -26,6 +26,12 @@ class CpuBackend:
 
     name: ClassVar[str] = "cpu"
 
+    def check(self, target: Target, tuning: Tuning | None) -> None:
+        """Raise UnusableInput for unknown instruction sets, or to measure on another CPU."""
+        isa = isa_of(target)
+        if tuning is not None:
+            _check_measurable(isa)
+
     def build(
         self,
         graphs: Sequence[Graph],

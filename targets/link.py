@@ -44,7 +44,7 @@ class Toolchain:
             raise UnusableInput(
                 f"Linking {output} failed: `{' '.join(command)}` said: "
                 f"{done.stderr.strip()[-800:]}. "
-                "Check the free space, and that the compiler can link a shared library."
+                "Check the free space, and that the compiler works."
             )
 
     def command(self, compiler: str) -> list[str]:

@@ -98,6 +98,9 @@ def write_files(
         written += len(islands)
     functions, others = count(), count()
     content = {
+        "files": {
+            name: (folder / name).stat().st_size for name in (WEIGHTS, storage.indices, REST)
+        },
         "bases": names,
         "arena_bytes": arena_bytes,
         "needs": isa.needs,

@@ -150,6 +150,10 @@ class Backend(Protocol):
         """
         ...
 
+    def check(self, target: Target, tuning: Tuning | None) -> None:
+        """Raise UnusableInput, before any work, where nothing can be built for a target."""
+        ...
+
     def build(
         self,
         graphs: Sequence[Graph],

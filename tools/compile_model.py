@@ -123,7 +123,9 @@ def _settle(job: Job, report: Report) -> _Settled:
     pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, precision, report)
     report(f"pipeline: {str(pipeline) or 'no passes'}")
     threads = count_threads(job.threads, report) or oracle.cores()
-    return _Settled(target, precision, pipeline, plan, threads, device, job.tuning(threads))
+    tuning = job.tuning(threads)
+    find_backend(target.backend).check(target, tuning)
+    return _Settled(target, precision, pipeline, plan, threads, device, tuning)
 
 
 class _Built(NamedTuple):

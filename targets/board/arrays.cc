@@ -51,11 +51,13 @@ tvm::ffi::Tensor ReadArray(const std::string& path) {
   file.read(reinterpret_cast<char*>(&size), start[6] == 1 ? 2 : 4);
   std::string header(file && size < 65536 ? size : 0, ' ');
   file.read(header.data(), header.size());
-  auto type = Types().find(Behind(header, "descr", "'").substr(header.empty() ? 0 : 1));
-  if (!file || type == Types().end()) Refuse(path, "holds an unknown type of numbers");
+  const std::string described = Behind(header, "descr", "'"), extents_text = Behind(header, "shape", ")");
+  if (!file || described.empty() || extents_text.empty()) Refuse(path, "has a damaged header");
+  auto type = Types().find(described.substr(1));
+  if (type == Types().end()) Refuse(path, "holds an unknown type of numbers");
   if (Behind(header, "fortran_order", ",}") != "False") Refuse(path, "is not in C order");
   std::vector<int64_t> shape;
-  std::istringstream extents(Behind(header, "shape", ")").substr(1));
+  std::istringstream extents(extents_text.substr(1));
   for (std::string each; std::getline(extents, each, ',');) {
     if (each.find_first_of("0123456789") != std::string::npos) shape.push_back(std::stoll(each));
   }
@@ -71,6 +73,7 @@ void WriteArray(const std::string& path, const tvm::ffi::Tensor& array) {
   for (const auto& [spelled, type] : Types()) {
     if (type.code == array.dtype().code && type.bits == array.dtype().bits) name = spelled;
   }
+  if (name.empty()) TVM_FFI_THROW(ValueError) << "\"" << path << "\": numpy knows no such type.";
   std::ostringstream header;
   header << "{'descr': '" << name << "', 'fortran_order': False, 'shape': (";
   for (int64_t extent : array.shape()) header << extent << ",";

@@ -90,6 +90,7 @@ def missing_tools() -> str:
     """Return what has to be installed for an estimate; nothing where all is there."""
     missing = [] if shutil.which("qemu-aarch64") else ["qemu-user"]
     missing += [] if _llvm("llvm-mca") and _llvm("llvm-objdump") else ["llvm-19"]
+    missing += [] if any(map(shutil.which, ("cc", "gcc", "clang"))) else ["gcc"]
     return " ".join(missing)
 
 
@@ -126,7 +127,8 @@ def count_inference(
 
         def counted(runs: Sequence[str], out: Path) -> dict[Block, Count]:
             levels = (f"l{i}={_sets(*level)}" for i, level in enumerate(core[1:], start=1))
-            library = (artifact / LIBRARY).resolve()
+            # Commas are QEMU's own; two of them are one that is meant.
+            library = str((artifact / LIBRARY).resolve()).replace(",", ",,")
             told = ",".join([str(plugin), f"library={library}", f"out={out}", *levels])
             command = ["qemu-aarch64", "-L", emulation.sysroot, "-cpu", emulation.cpu]
             command += ["-plugin", told, str(programs / RUNNER), str(artifact.resolve())]
@@ -138,7 +140,13 @@ def count_inference(
             once = counted([], Path(folder) / "once.txt")
             both = twice.result()
     less = {block: count.less(once.get(block, Count(0, 0, 0))) for block, count in both.items()}
-    return {block: count for block, count in less.items() if count.times}
+    found = {block: count for block, count in less.items() if count.times}
+    if not found:
+        raise UnusableInput(
+            f"Estimating cycles failed: QEMU ran nothing of {artifact / LIBRARY}. Compile with "
+            "--no-estimate."
+        )
+    return found
 
 
 class Code:
@@ -248,7 +256,7 @@ def _plugin_version() -> int:
 def _llvm(tool: str) -> str:
     """Return the path of a tool of LLVM's; nothing where it is not installed."""
     names: Iterator[str] = (f"{tool}-{version}" for version in _LLVM)
-    return next((path for name in (*names, tool) if (path := shutil.which(name))), "")
+    return next((path for name in names if (path := shutil.which(name))), "")
 
 
 def _output(command: Sequence[str], given: str | None = None) -> str:
@@ -256,7 +264,7 @@ def _output(command: Sequence[str], given: str | None = None) -> str:
     if done.returncode:
         raise UnusableInput(
             f"Estimating cycles failed: `{' '.join(command)[:300]}` said: "
-            f"{done.stderr.strip()[-400:]}. Check that the versions of QEMU and LLVM are "
-            "those of a current distribution."
+            f"{done.stderr.strip()[-400:]}. Compile with --no-estimate, or with a newer QEMU "
+            "and LLVM."
         )
     return done.stdout

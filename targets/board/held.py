@@ -23,7 +23,8 @@ from tilewright.targets.board.place import TRACKER, Place
 DONE, REFUSED, FAILED = "done", "refused", "failed"
 INDICES = "indices.bin"  # of an artifact: on a board it is mapped, so it is not compressed
 CALL_SECONDS = 600.0
-_CONNECT_SECONDS = 60.0
+_CONNECT_SECONDS, _CLOSE_SECONDS = 60.0, 10.0
+_QUEUE_SECONDS = 3600.0  # while a fleet's boards are at work for others
 
 
 class Emulation(NamedTuple):
@@ -43,6 +44,7 @@ class HeldBoard:
         self.place = place
         self.name = str(place)
         self.works = True
+        self._turn = threading.Lock()  # calls from several threads
         self._pipe = pipe
         # When nobody uses it any more, and when Python ends.
         self._close = weakref.finalize(self, _end, process)
@@ -51,6 +53,17 @@ class HeldBoard:
         """Load an artifact; return its number there."""
         number: int = self._call("open", folder, list(outputs), threads)
         return number
+
+    def close(self, number: int) -> None:
+        """Let an artifact go. Nothing is left to do where the board is gone."""
+        if self.works:
+            with contextlib.suppress(UnusableInput):
+                self._call("close", number, seconds=_CLOSE_SECONDS)
+
+    def threads(self, number: int) -> int:
+        """Return how many threads an artifact takes there."""
+        found: int = self._call("threads", number)
+        return found
 
     def run(self, number: int, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one inference."""
@@ -69,23 +82,34 @@ class HeldBoard:
     def connect(self, *arguments: Any) -> None:
         """Say where to, and wait until the board answers."""
         self._pipe.send((self.place, *arguments))
-        found: str = self._answer("connecting", _CONNECT_SECONDS)
+        fleet = self.place.kind == TRACKER
+        seconds = _QUEUE_SECONDS if fleet else _CONNECT_SECONDS
+        found: str = self._answer("waiting for a board" if fleet else "connecting", seconds)
         if self.place.kind == TRACKER:
             self.name = f"{found} of {self.place}"
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            self._pipe.send((method, *arguments))
-        except OSError as error:
-            raise self._failed(f"it was given up before ({error.strerror})") from error
-        return self._answer(method, CALL_SECONDS)
+    def _call(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
+        with self._turn:
+            if not self.works:
+                raise self._failed("it was given up before")
+            try:
+                self._pipe.send((method, *arguments))
+                return self._answer(method, seconds or CALL_SECONDS)
+            except (DeviceFailed, UnusableInput):
+                raise
+            except BaseException as error:
+                # Its answer would be taken for that to the next question.
+                failed = self._failed(f'"{method}" was interrupted')
+                if isinstance(error, Exception):
+                    raise failed from error
+                raise
 
     def _answer(self, doing: str, seconds: float) -> Any:
         if not self._pipe.poll(seconds):
             raise self._failed(f'it did not answer to "{doing}" within {seconds:.0f} s')
         try:
             outcome, value = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise self._failed(f'the connection ended at "{doing}"') from None
         if outcome == REFUSED:
             raise UnusableInput(value)

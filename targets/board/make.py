@@ -18,6 +18,7 @@ from pathlib import Path
 from tilewright.cache import cache_folder, write_aside
 from tilewright.errors import UnusableInput
 from tilewright.protocol import Report
+from tilewright.targets import link
 from tilewright.targets.link import Toolchain
 
 SERVER, RUNNER, LIBRARY = "tilewright-server", "tilewright-run", "libtilewright_board.so"
@@ -48,7 +49,8 @@ def board_programs(triple: str, report: Report) -> Path:
 def _version() -> str:
     """Return a hash of all that the programs are made of."""
     digest = hashlib.sha256()
-    for source in sorted([*_SOURCES.glob("*.cc"), *_SOURCES.glob("*.h")]):
+    here = [Path(__file__), Path(link.__file__), *_SOURCES.glob("*.cc"), *_SOURCES.glob("*.h")]
+    for source in sorted(here):
         digest.update(source.read_bytes())
     digest.update(" ".join(metadata.version(package) for package in _PACKAGES).encode())
     return digest.hexdigest()[:12]

@@ -36,7 +36,7 @@ def parse_place(text: str | None) -> Place:
                 "There is nothing to check the artifact on: no --device is given, and "
                 "qemu-aarch64 is not installed. Give --device rpc://HOST:PORT of a board that "
                 "runs tilewright-server (`tilewright device build` makes it), or "
-                "`apt-get install qemu-user`."
+                "`apt-get install qemu-user g++-aarch64-linux-gnu`."
             )
         return Place(QEMU)
     if text == QEMU:

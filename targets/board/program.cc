@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -199,11 +200,22 @@ Program::Program(const std::string& prefix, int threads) {
   // on one core at times.
   setenv("TVM_NUM_THREADS", std::to_string(cores).c_str(), 0);
   setenv("TVM_BIND_THREADS", "0", 0);
-  Function::GetGlobalRequired("runtime.config_threadpool")(1, threads);
+  threads_ = threads;
 
-  weights_ = std::make_unique<Mapped>(prefix + "weights.bin");
-  indices_ = std::make_unique<Mapped>(prefix + "indices.bin");
-  const Mapped rest(prefix + "constants.bin");
+  const auto sizes = Field<json::Object>(content, "files");
+  auto mapped = [&](const char* name) {
+    auto file = std::make_unique<Mapped>(prefix + name);
+    const int64_t written = Field<int64_t>(sizes, name);
+    if (file->size() != static_cast<size_t>(written)) {
+      Refuse("\"" + prefix + name + "\" has " + std::to_string(file->size()) + " bytes, and " +
+             std::to_string(written) + " were written. Copy the artifact again.");
+    }
+    return file;
+  };
+  weights_ = mapped("weights.bin");
+  indices_ = mapped("indices.bin");
+  const auto constants = mapped("constants.bin");
+  const Mapped& rest = *constants;
   const size_t scratch = Field<int64_t>(content, "arena_bytes");
   const size_t bytes = Whole(scratch + rest.size() + kAlignment);
   arena_ = std::aligned_alloc(kAlignment, bytes);
@@ -216,7 +228,11 @@ Program::Program(const std::string& prefix, int threads) {
   while (reinterpret_cast<uintptr_t>(launch) % kAlignment) ++launch;
   launch[0] = threads;
 
-  std::map<std::string, char*> starts;
+  struct Extent {
+    char* start;
+    size_t bytes;
+  };
+  std::map<std::string, Extent> extents;
   for (const Any& each : Field<json::Array>(content, "bases")) {
     const std::string name = each.cast<String>();
     void* data = arena_;
@@ -224,25 +240,45 @@ Program::Program(const std::string& prefix, int threads) {
     if (name == "weights") data = weights_->data(), size = weights_->size();
     if (name == "indices") data = indices_->data(), size = indices_->size();
     if (name == "launch") data = launch, size = (1 + 2 * threads) * kLine * sizeof(int32_t);
-    starts[name] = static_cast<char*>(data);
+    extents[name] = {static_cast<char*>(data), size};
     bases_.push_back(Base(name, data, size));
   }
   arguments_.assign(bases_.begin(), bases_.end());
 
-  library_ = Module::LoadFromFile(prefix + "lib.so");
-  machine_ = (*library_)->GetFunction("vm_load_executable", true).value()().cast<Module>();
-  (*machine_)->GetFunction("vm_initialization", true).value()(int(kDLCPU), 0, 2 /* pooled */);
-
+  auto function = [&](const std::string& name) {
+    if (!machine_) {  // a model of nothing but views has no kernels
+      library_ = Module::LoadFromFile(prefix + "lib.so");
+      machine_ = (*library_)->GetFunction("vm_load_executable", true).value()().cast<Module>();
+      const int pooled = 2;
+      (*machine_)->GetFunction("vm_initialization", true).value()(int(kDLCPU), 0, pooled);
+    }
+    return (*machine_)->GetFunction(name, true).value();
+  };
   auto windows = [&](const json::Object& from) {
     std::map<std::string, Window> found;
     for (const auto& [name, value] : from) {
       const auto window = value.cast<json::Object>();
       const std::string base = Field<String>(window, "base");
+      auto extent = extents.find(base);
+      if (extent == extents.end()) Refuse("program.json names no array \"" + base + "\".");
       const DLDataType dtype = TypeOf(base);
-      char* start = starts.at(base) + Field<int64_t>(window, "at") * (dtype.bits / 8);
-      found[name.cast<String>()] = Window{start, dtype,
-                                          Numbers(Field<json::Array>(window, "shape")),
-                                          Numbers(Field<json::Array>(window, "strides"))};
+      Window shown{nullptr, dtype, Numbers(Field<json::Array>(window, "shape")),
+                   Numbers(Field<json::Array>(window, "strides"))};
+      const int64_t at = Field<int64_t>(window, "at");
+      int64_t last = at;
+      for (size_t axis = 0; axis < shown.shape.size(); ++axis) {
+        const int64_t extent_of_axis = shown.shape[axis], stride = shown.strides.at(axis);
+        if (extent_of_axis < 0 || stride < 0 || extent_of_axis > INT32_MAX || stride > INT32_MAX) {
+          Refuse("program.json is damaged: compile the model again.");
+        }
+        if (extent_of_axis) last += (extent_of_axis - 1) * stride;
+      }
+      const auto [start, size] = extent->second;
+      if (at < 0 || (shown.elements() && (last + 1) * shown.item() > size)) {
+        Refuse("program.json is damaged: compile the model again.");
+      }
+      shown.start = start + at * shown.item();
+      found[name.cast<String>()] = shown;
     }
     return found;
   };
@@ -256,8 +292,7 @@ Program::Program(const std::string& prefix, int threads) {
     }
     for (const Any& part : Field<json::Array>(described, "parts")) {
       const auto number = Field<int64_t>(part.cast<json::Object>(), "function");
-      const String name = "run_" + std::to_string(number);
-      variant.parts.push_back((*machine_)->GetFunction(name, true).value());
+      variant.parts.push_back(function("run_" + std::to_string(number)));
     }
     variants_.push_back(std::move(variant));
   }
@@ -303,7 +338,17 @@ void Program::Take(const std::map<std::string, const DLTensor*>& feeds) {
   }
 }
 
+// The pool is one for all that a process loads: each call says how many it takes.
+void Program::TakeThreads() const {
+  Function::GetGlobalRequired("runtime.config_threadpool")(1, threads_);
+}
+
 void Program::Run() {
+  TakeThreads();
+  RunParts();
+}
+
+void Program::RunParts() {
   Any result;
   for (const Function& part : variant().parts) {
     part.CallPacked(arguments_.data(), static_cast<int32_t>(arguments_.size()), &result);
@@ -311,16 +356,18 @@ void Program::Run() {
 }
 
 std::vector<int64_t> Program::Time(int repeats) {
+  TakeThreads();
   std::vector<int64_t> taken;
   for (int i = 0; i < repeats; ++i) {
     const int64_t start = Now();
-    Run();
+    RunParts();
     taken.push_back(Now() - start);
   }
   return taken;
 }
 
 std::vector<int64_t> Program::TimeParts() {
+  TakeThreads();
   std::vector<int64_t> taken;
   Any result;
   for (const Function& part : variant().parts) {

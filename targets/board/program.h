@@ -84,7 +84,12 @@ class Program {
   // Of the variant that the latest inputs chose.
   const Variant& variant() const { return variants_[latest_]; }
 
+  // How many threads it takes.
+  int threads() const { return threads_; }
+
  private:
+  void RunParts();
+  void TakeThreads() const;
   ffi::Tensor Base(const std::string& name, void* data, size_t bytes);
 
   std::unique_ptr<Mapped> weights_, indices_;
@@ -95,6 +100,7 @@ class Program {
   ffi::Optional<ffi::Module> library_, machine_;
   std::vector<Variant> variants_;
   size_t latest_ = 0;
+  int threads_ = 1;
 };
 
 }  // namespace tilewright

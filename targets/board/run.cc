@@ -3,7 +3,8 @@
 //   tilewright-run ARTIFACT --input NAME=FILE.npy ... [--output FOLDER] [--threads N]
 //                  [--repeat N]
 //
-// Inputs that are not given are zeros. Outputs go to FOLDER/NAME.npy. With --repeat, so many
+// Inputs that are not given are zeros. Outputs go to FOLDER/NAME.npy, where "/" in a name becomes
+// "_". With --repeat, so many
 // more runs are timed, and their fastest and their middle one are printed. Exit 2 where
 // something cannot be used.
 

@@ -11,6 +11,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -19,6 +20,7 @@
 #include <tvm/ffi/function.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -74,6 +76,10 @@ bool WriteText(int socket, const std::string& text) {
 
 std::string Quoted(const std::string& text) { return ffi::json::Stringify(ffi::String(text)); }
 
+// SIGTERM and Ctrl-C: the session in progress ends, its files go, and then the server.
+volatile sig_atomic_t stopped = 0;
+void Stop(int) { stopped = 1; }
+
 int Connect(const std::string& host, const std::string& port) {
   addrinfo hints{}, *found = nullptr;
   hints.ai_socktype = SOCK_STREAM;
@@ -102,7 +108,7 @@ class Tracker {
     const std::string offer =
         "[" + std::to_string(kPut) + ", " + Quoted(key_) + ", " + place + ", null]";
     std::string answer;
-    while (socket_ < 0 || !Ask(offer, &answer)) Join();
+    while (!stopped && (socket_ < 0 || !Ask(offer, &answer))) Join();
   }
 
   // Make a new offer where somebody took the board and never came.
@@ -132,15 +138,23 @@ class Tracker {
       sleep(kPingSeconds);
       return;
     }
-    if (!Write(socket_, &magic, sizeof magic) || !Read(socket_, &magic, sizeof magic) ||
-        magic != kTrackerMagic) {
-      Die(host_ + ":" + port_ + " is no tracker.");
+    // One that went away without a word must not hold the board for ever.
+    const timeval limit{kGreetSeconds, 0};
+    setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    if (!Write(socket_, &magic, sizeof magic) || !Read(socket_, &magic, sizeof magic)) {
+      close(socket_);
+      socket_ = -1;
+      sleep(kPingSeconds);
+      return;
     }
+    if (magic != kTrackerMagic) Die(host_ + ":" + port_ + " is no tracker.");
     const std::string address = "[null, " + std::to_string(own_port_) + "]";
     std::string answer;
-    Ask("[" + std::to_string(kUpdateInfo) + ", {\"key\": " + Quoted("server:" + key_) +
-            ", \"addr\": " + address + "}]",
-        &answer);
+    const bool known = Ask("[" + std::to_string(kUpdateInfo) + ", {\"key\": " + Quoted("server:" + key_) +
+                               ", \"addr\": " + address + "}]",
+                           &answer);
+    if (!known) sleep(kPingSeconds);
   }
 
   const std::string host_, port_, key_;
@@ -194,10 +208,16 @@ void Serve(int client, const std::string& folder) {
 // Runs a session in a process of its own and waits until it is over.
 void Session(int client, int listening, unsigned seconds) {
   char folder[] = "/tmp/tilewright-XXXXXX";
-  if (!mkdtemp(folder)) Die("no folder can be made in /tmp.");
-  const pid_t child = fork();
+  if (!mkdtemp(folder)) {
+    std::fprintf(stderr, "tilewright-server: no folder can be made in /tmp: %s\n", strerror(errno));
+    return;
+  }
+  const pid_t server = getpid(), child = fork();
   if (child == 0) {
     close(listening);
+    // The session ends with the server.
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != server) _exit(1);
     if (seconds) alarm(seconds);
     int status = 0;
     try {
@@ -208,11 +228,13 @@ void Session(int client, int listening, unsigned seconds) {
     }
     _exit(status);
   }
+  if (child < 0) std::fprintf(stderr, "tilewright-server: no process: %s\n", strerror(errno));
   int status = 0;
-  while (waitpid(child, &status, WNOHANG) == 0) {
+  while (child > 0 && waitpid(child, &status, WNOHANG) == 0) {
     // A client that gave up does not wait for what the session is doing.
     pollfd gone{client, POLLRDHUP, 0};
-    if (poll(&gone, 1, kLookMilliseconds) > 0) {
+    const bool left = poll(&gone, 1, kLookMilliseconds) > 0;
+    if (left || stopped) {
       const timespec grace{0, kLookMilliseconds * 1000000L};
       nanosleep(&grace, nullptr);
       kill(child, SIGKILL);
@@ -243,6 +265,13 @@ int Listen(const std::string& host, int* port) {
   return made;
 }
 
+int Port(const std::string& text) {
+  char* end = nullptr;
+  const long found = std::strtol(text.c_str(), &end, 10);
+  if (text.empty() || *end || found < 0 || found > 65535) Die("--port " + text + " is no port.");
+  return static_cast<int>(found);
+}
+
 }  // namespace
 
 int main(int count, char** values) {
@@ -252,11 +281,14 @@ int main(int count, char** values) {
     const std::string name = values[i];
     if (i + 1 == count) Die(name + " needs a value.");
     const std::string value = values[i + 1];
-    if (name == "--port") port = std::atoi(value.c_str());
+    if (name == "--port") port = Port(value);
     else if (name == "--key") key = value;
     else if (name == "--tracker") tracker = value;
     else if (name == "--host") host = value;
     else Die("there is no option " + name + "; there are --port, --key, --tracker, --host.");
+  }
+  if (key.empty() || key.find_first_of(" /:") != std::string::npos) {
+    Die("--key \"" + key + "\": leave out spaces, slashes and colons.");
   }
   const int listening = Listen(host, &port);
   std::printf("READY %d\n", port);
@@ -268,7 +300,11 @@ int main(int count, char** values) {
     fleet = std::make_unique<Tracker>(tracker.substr(0, colon), tracker.substr(colon + 1), key, port);
     fleet->Offer();
   }
-  for (;;) {
+  struct sigaction stop {};
+  stop.sa_handler = Stop;
+  sigaction(SIGTERM, &stop, nullptr);
+  sigaction(SIGINT, &stop, nullptr);
+  while (!stopped) {
     pollfd waiting{listening, POLLIN, 0};
     if (poll(&waiting, 1, fleet ? kPingSeconds * 1000 : -1) <= 0) {
       if (fleet) fleet->Ping();

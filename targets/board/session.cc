@@ -19,9 +19,15 @@ struct Loaded {
   std::map<std::string, ffi::Tensor> feeds;
 };
 
-Loaded& At(int64_t number) {
+std::map<int64_t, Loaded>& All() {
   static std::map<int64_t, Loaded> all;
-  return all[number];
+  return all;
+}
+
+Loaded& At(int64_t number) {
+  auto found = All().find(number);
+  if (found == All().end()) TVM_FFI_THROW(ValueError) << "No artifact is open as " << number << ".";
+  return found->second;
 }
 
 // RPC carries no lists.
@@ -33,8 +39,13 @@ String Joined(const std::vector<int64_t>& numbers) {
 
 // `prefix` stands in front of the names of the files that were uploaded.
 void Open(int64_t number, String prefix, int64_t threads) {
-  At(number).program = std::make_unique<Program>(prefix, static_cast<int>(threads));
+  All()[number].program = std::make_unique<Program>(prefix, static_cast<int>(threads));
 }
+
+// The files are the server's to remove.
+void Close(int64_t number) { All().erase(number); }
+
+int64_t Threads(int64_t number) { return At(number).program->threads(); }
 
 void Feed(int64_t number, String name, DLTensor* value) {
   ffi::Tensor own = NewTensor({value->shape, value->shape + value->ndim}, value->dtype);
@@ -67,6 +78,8 @@ String TimeParts(int64_t number) { return Joined(At(number).program->TimeParts()
 }  // namespace tilewright
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(open, tilewright::Open);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(close, tilewright::Close);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(threads, tilewright::Threads);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(feed, tilewright::Feed);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(run, tilewright::Run);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(answer, tilewright::Answer);

@@ -45,17 +45,30 @@ class Worker:
         self._library = self._session.load_module(LIBRARY)
         self._folder = self._session.get_function("tvm.rpc.server.workpath")
         self._count = 0
-        self._outputs: list[list[str]] = []
+        self._outputs: dict[int, list[str]] = {}
+        self._files: dict[int, list[str]] = {}
 
     def open(self, folder: Path, outputs: list[str], threads: int) -> int:
         """Load an artifact; return its number."""
-        number = self._count
-        for name in _FILES:
-            self._session.upload(str(folder / name), f"{number}.{name}")
+        number, self._count = self._count, self._count + 1
+        # A model of nothing but views has no kernels.
+        names = [name for name in _FILES if (folder / name).is_file()]
+        self._files[number] = [f"{number}.{name}" for name in names]
+        for name, file in zip(names, self._files[number], strict=True):
+            self._session.upload(str(folder / name), file)
         self._library["open"](number, self._folder(f"{number}."), threads)
-        self._count += 1
-        self._outputs.append(outputs)
+        self._outputs[number] = outputs
         return number
+
+    def close(self, number: int) -> None:
+        """Let an artifact go, and its files."""
+        self._library["close"](number)
+        for file in self._files.pop(number):
+            self._session.remove(file)
+
+    def threads(self, number: int) -> int:
+        """Return how many threads an artifact takes there."""
+        return int(self._library["threads"](number))
 
     def run(self, number: int, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one inference."""
@@ -69,18 +82,27 @@ class Worker:
 
     def time(self, number: int, repeats: int) -> list[int]:
         """Return nanoseconds of so many runs on the latest inputs, by the board's clock."""
-        return [int(each) for each in self._library["time"](number, repeats).split(",")]
+        return _numbers(self._library["time"](number, repeats))
 
     def time_parts(self, number: int) -> list[int]:
         """Return nanoseconds of each part in one run on the latest inputs."""
-        return [int(each) for each in self._library["time_parts"](number).split(",")]
+        return _numbers(self._library["time_parts"](number))
 
     def _there(self, value: np.ndarray) -> Any:
-        return tvm.runtime.tensor(np.ascontiguousarray(value), self._session.cpu())
+        return tvm.runtime.tensor(np.asarray(value, order="C"), self._session.cpu())
+
+
+def _numbers(joined: str) -> list[int]:
+    return [int(each) for each in joined.split(",") if each]
 
 
 def _emulated(programs: Path, cpu: str, sysroot: str, key: str) -> int:
     """Start a server in an emulator; return its port. It ends with this process's group."""
+    if not Path(sysroot).is_dir():
+        raise RuntimeError(
+            f"QEMU needs the libraries of the board's system in {sysroot}: "
+            "apt-get install g++-aarch64-linux-gnu"
+        )
     command = ["qemu-aarch64", "-L", sysroot, "-cpu", cpu, str(programs / SERVER)]
     command += ["--host", _LOCAL, "--port", "0", "--key", key]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -63,6 +63,8 @@ def call_integers(
     node, matrix = region.anchor, problem.matrix
     if 2 * 255 * np.abs(matrix.astype(np.int64)).sum(axis=1).max(initial=0) >= 1 << 31:
         raise NotLowered(f"{node.op} whose sums may not fit 32 bits")
+    if lowering.isa.dot == "smull" and (matrix == -128).any():
+        raise NotLowered(f"{node.op} with weights of -128, whose products overflow 16 bits")
     places = places_of(node, problem, chain, operands, outputs)
     if places.width < lowering.isa.lanes:
         raise NotLowered(f"{node.op} with {places.width} positions in a row")

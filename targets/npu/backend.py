@@ -34,6 +34,18 @@ class NpuBackend:
             )
         return REFERENCE
 
+    def check(self, target: Target, tuning: Tuning | None) -> None:
+        """Raise UnusableInput without the extra [npu], for --tune, for an unknown device."""
+        check_installed()
+        if tuning is not None:
+            raise UnusableInput(
+                "--tune measures on the device, and edge-npu has none here. Leave it out: "
+                "Vela's estimates decide."
+            )
+        from tilewright.targets.npu.vela import Device
+
+        Device.of(target.settings, target.name)
+
     def build(
         self,
         graphs: Sequence[Graph],
@@ -49,11 +61,6 @@ class NpuBackend:
         UnusableInput where the extra [npu] is missing or a measurement is asked for.
         """
         check_installed()
-        if tuning is not None:
-            raise UnusableInput(
-                "--tune measures on the device, and edge-npu has none here. Leave it out: "
-                "Vela's estimates decide."
-            )
         from tilewright.targets.npu.program import FORMAT, PROGRAM
         from tilewright.targets.npu.vela import Device
         from tilewright.targets.npu.write import write_program

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,6 +161,66 @@ def test_an_index_beyond_its_table_is_refused(tmp_path: Path) -> None:
         run({"x": np.array([0, 10, 0, 0])})
 
 
+@emulated
+@pytest.mark.usefixtures("boards")
+def test_numbers_of_any_rank_and_type_go_there_and_back(tmp_path: Path) -> None:
+    graph = graph_of(
+        "g (float s, float[3] x, int64[3] i) => (float[3] y, bool[3] b, float t, int64[3] j) {"
+        " y = Mul(x, s) b = Less(x, s) t = ReduceSum<keepdims=0>(x) j = Add(i, i) }"
+    )
+    feeds = {
+        "s": np.array(2.5, np.float32),
+        "x": np.array([1, 3, -2], np.float32),
+        "i": np.array([1, -(2**40), 3]),
+    }
+    found = ArmBackend().load(built(graph, A76, tmp_path), 1, "qemu")(feeds)
+    for name, values in oracle.run(graph, feeds).items():
+        assert found[name].dtype == values.dtype, name
+        assert found[name].shape == values.shape, name
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+
+
+@emulated
+@pytest.mark.usefixtures("boards")
+def test_a_model_of_views_needs_no_kernels(tmp_path: Path) -> None:
+    graph = graph_of(
+        "g (float[2,3] x) => (float[3,2] y) { y = Reshape(x, s) }", s=np.array([3, 2])
+    )
+    feeds = {"x": normal(2, 3)}
+    found = ArmBackend().load(built(graph, A76, tmp_path), 1, "qemu")(feeds)["y"]
+    np.testing.assert_array_equal(found, feeds["x"].reshape(3, 2))
+
+
+@emulated
+@pytest.mark.usefixtures("boards")
+def test_calls_from_several_threads_take_turns(tmp_path: Path) -> None:
+    graph = graph_of("g (float[4] x) => (float[4] y) { y = Neg(x) }")
+    run = ArmBackend().load(built(graph, A76, tmp_path), 1, "qemu")
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda n: run({"x": np.full(4, n, np.float32)})["y"][0], range(40))
+        assert list(found) == [-n for n in range(40)]
+
+
+@emulated
+@pytest.mark.usefixtures("boards")
+def test_weights_whose_products_overflow_are_not_multiplied_by_smull(tmp_path: Path) -> None:
+    graph = graph_of(
+        "g (float[1,4,5,7] x) => (float[1,8,5,7] y) {"
+        " q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
+        " v = DequantizeLinear<axis=0>(w, t) y = Conv(d, v) }",
+        s=np.array(1, np.float32),
+        z=np.array(0, np.int8),
+        w=np.full((8, 4, 1, 1), -128, np.int8),
+        t=np.ones(8, np.float32),
+    )
+    build = ArmBackend().build([graph], A72, tmp_path, silent)
+    assert not build.layers[0].kernel.startswith("int8 dense, lanes = positions")
+    found = ArmBackend().load(tmp_path, 1, "qemu")(
+        {"x": np.full((1, 4, 5, 7), -128, np.float32)}
+    )
+    assert (found["y"] == 4 * 128 * 128).all()
+
+
 def test_a_node_without_a_kernel_is_named(tmp_path: Path) -> None:
     graph = graph_of("g (float[2,3] x) => (float[2,3] y) { y = Sin(x) }")
     with pytest.raises(CannotLower, match=r"arm-edge has no kernel for .*Sin.*no other engine"):
@@ -169,13 +230,19 @@ def test_a_node_without_a_kernel_is_named(tmp_path: Path) -> None:
 def test_what_is_timed_on_this_machine_is_not_tuned_for_another(tmp_path: Path) -> None:
     tuning = Tuning(2, 1.0, 1, Timings(tmp_path / "t.sqlite"))
     with pytest.raises(UnusableInput, match="--tune times kernels on this machine"):
-        ArmBackend().build([network()], A76, tmp_path, silent, tuning)
+        ArmBackend().check(A76, tuning)
 
 
 def test_a_target_that_lacks_its_instruction_set_is_refused(tmp_path: Path) -> None:
     bare = replace(A76, settings={**A76.settings, "isa": {"name": "neon"}})
-    with pytest.raises(UnusableInput, match=r"the table \[isa\] lacks 'mcpu'"):
-        ArmBackend().build([network()], bare, tmp_path, silent)
+    with pytest.raises(UnusableInput, match=r"the table \[isa\] lacks 'dot'"):
+        ArmBackend().check(bare, None)
+    settings = {key: value for key, value in A76.settings.items() if key != "emulated"}
+    with pytest.raises(UnusableInput, match=r'the table \[emulated\] lacks "qemu_cpu"'):
+        ArmBackend().check(replace(A76, settings=settings), None)
+    mistyped = {**A76.settings, "isa": {**A76.settings["isa"], "dot": "sdott"}}
+    with pytest.raises(UnusableInput, match='dot is "sdott"'):
+        ArmBackend().check(replace(A76, settings=mistyped), None)
 
 
 def test_the_emulator_times_nothing(tmp_path: Path) -> None:

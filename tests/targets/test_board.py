@@ -68,7 +68,7 @@ def test_without_a_device_and_an_emulator_the_message_says_what_to_give(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UnusableInput, match=r"Give --device rpc://.*apt-get install qemu-user"):
+    with pytest.raises(UnusableInput, match=r"--device rpc://.*apt-get install qemu-user g"):
         parse_place(None)
 
 
@@ -222,6 +222,22 @@ def test_a_damaged_artifact_is_refused_by_the_runner(artifact: Path, tmp_path: P
     command = in_emulator(RUNNER, str(tmp_path))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "is damaged" in done.stderr) == (2, True)
+
+
+@emulated
+@pytest.mark.parametrize("name", ["weights.bin", "indices.bin"])
+def test_an_artifact_that_was_cut_short_is_refused_by_the_runner(
+    name: str, artifact: Path, tmp_path: Path
+) -> None:
+    for file in artifact.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:-8])
+    done = subprocess.run(
+        in_emulator(RUNNER, str(tmp_path)), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"has {len(whole) - 8} bytes, and {len(whole)} were written" in done.stderr
 
 
 # ---- a fleet ----

@@ -33,6 +33,9 @@ class Faithful:
 
     name: ClassVar[str] = "faithful"
 
+    def check(self, target: Target, tuning: Tuning | None) -> None:
+        pass
+
     def build(
         self,
         graphs: Sequence[Graph],
