@@ -187,13 +187,16 @@ def _lives(program: Program) -> dict[Buffer, tuple[int, int]]:
             first, last = lives.get(buffer, (when, when))
             lives[buffer] = (min(first, when), max(last, when))
 
+    end = len(program.steps)
     for tensor in program.inputs.values():
         touch(tensor.buffer, -1)
+        # Launches that are timed again and again find the same inputs each time.
+        touch(tensor.buffer, end)
     for when, step in enumerate(program.steps):
         for buffer in step.arguments:
             touch(buffer, when)
     for tensor in program.outputs.values():
-        touch(tensor.buffer, len(program.steps))
+        touch(tensor.buffer, end)
     return lives
 
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -177,6 +178,37 @@ def test_a_model_at_several_sizes_runs_at_each() -> None:
         x = normal(rows, 24)
         expected = oracle.run(graph, {"x": x})["y"]
         np.testing.assert_allclose(made.program({"x": x})["y"], expected, *SUMS)
+
+
+def looked_up() -> Graph:
+    """Return a model that reads its input first of all, for which the arena could reuse it."""
+    text = """g (int64[1,6] i) => (float[1,6,12] y) {
+        e = Gather(table, i)  h = MatMul(e, w)  y = MatMul(h, v)
+    }"""
+    return graph_of(text, table=normal(10, 24), w=normal(24, 40), v=normal(40, 12))
+
+
+def test_no_kernel_writes_where_an_input_lies(tmp_path: Path) -> None:
+    with patch("tilewright.targets.cuda.artifact.compile_cuda", return_value=None):
+        build_in(tmp_path, looked_up())
+    (program,) = json.loads((tmp_path / "program.json").read_text())["programs"]
+    base, start, size = program["inputs"]["i"]["at"]
+    places = {tuple(place) for launch in program["launches"] for place in launch["arguments"]}
+    others = [(at, n) for b, at, n in places - {(base, start, size)} if b == base]
+    assert len(others) >= 2
+    assert all(at + n <= start or start + size <= at for at, n in others)
+
+
+@needs_opencl
+def test_launched_again_a_program_finds_its_inputs_as_they_were() -> None:
+    program = built(looked_up()).program
+    feeds = {"i": np.array([[3, 9, 0, 1, 2, 2]])}
+    program(feeds)
+    for _ in range(3):
+        program.launch(0)
+    np.testing.assert_allclose(
+        program.results(0)["y"], oracle.run(looked_up(), feeds)["y"], *SUMS
+    )
 
 
 # So slow beside tensor cores that every product takes those.
