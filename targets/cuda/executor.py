@@ -19,6 +19,7 @@ from tilewright.errors import UnusableInput
 from tilewright.protocol import Feeds
 
 ARENA, WEIGHTS = "arena", "weights"  # the two memories that tensors lie in
+ALIGNMENT = 256  # bytes that each tensor starts at a multiple of
 PROGRAM, WEIGHTS_FILE, CUBIN = "program.json", "weights.bin", "kernels.cubin"
 
 

@@ -13,11 +13,9 @@ from tvm.ir.expr import GenericConst
 from tilewright.errors import CannotLower
 from tilewright.targets.arena import place
 from tilewright.targets.cuda.constants import values_of
-from tilewright.targets.cuda.executor import ARENA, WEIGHTS
+from tilewright.targets.cuda.executor import ALIGNMENT, ARENA, WEIGHTS
 from tilewright.targets.cuda.launches import Function, Launch
 from tilewright.targets.cuda.shapes import tensor_shape
-
-ALIGNMENT = 256  # bytes: what every device can start a buffer at
 
 
 @dataclass(frozen=True, eq=False)
