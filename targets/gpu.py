@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tilewright.artifact import read_json
 from tilewright.errors import UnusableInput
@@ -12,13 +12,13 @@ from tilewright.nbits import in_floats
 from tilewright.protocol import Build, Estimate, Feeds, Report, Steps
 from tilewright.target import Target
 from tilewright.targets.cuda import driver, opencl
-from tilewright.targets.cuda.executor import PROGRAM, GpuProgram, Machine
+from tilewright.targets.cuda.compile import NO_COMPILER, has_compiler
+from tilewright.targets.cuda.executor import CUBIN, PROGRAM, GpuProgram, Machine
 from tilewright.timings import Tuning
 
-_MISSING: dict[str, Callable[[], str | None]] = {
-    driver.NAME: driver.cuda_missing,
-    opencl.NAME: opencl.opencl_missing,
-}
+if TYPE_CHECKING:
+    from tilewright.targets.cuda.device import Device
+
 _MACHINES: dict[str, Callable[..., Machine]] = {
     driver.NAME: driver.CudaMachine,
     opencl.NAME: opencl.OpenClMachine,
@@ -31,18 +31,26 @@ class GpuBackend:
     name: ClassVar[str] = "gpu"
 
     def find_device(self, asked: str | None) -> str:
-        """Return "cuda" where there is a GPU, else "opencl", which checks numbers only."""
-        wanted = list(_MISSING) if asked is None else [asked]
-        if unknown := set(wanted) - set(_MISSING):
+        """Return "cuda" where there is a GPU and a compiler for it, else "opencl".
+
+        The latter checks numbers only.
+        """
+        return _find(asked, _missing_to_build)
+
+    def check(self, target: Target, tuning: Tuning | None) -> None:
+        """Raise UnusableInput for what cannot be built, or not run on the GPU that is there."""
+        device = _checked(target, tuning)
+        if _missing_to_build() is not None:
+            return
+        gpu = driver.find_gpu()
+        if not gpu.runs(device.arch):
+            major, minor = gpu.capability
             raise UnusableInput(
-                f"--device {unknown.pop()}: artifacts for gpu run on {' or '.join(_MISSING)}."
+                f"Target {target.name} is for {device.arch}, and this machine's GPU "
+                f"({gpu.name}) has compute capability {major}.{minor}, which does not run that "
+                "code. Choose a target whose .toml has its arch, or hide the GPU with "
+                'CUDA_VISIBLE_DEVICES="" to compile for another machine.'
             )
-        missing = {name: _MISSING[name]() for name in wanted}
-        for name, lacks in missing.items():
-            if lacks is None:
-                return name
-        told = "; ".join(f"{name} lacks {lacks}" for name, lacks in missing.items())
-        raise UnusableInput(f"There is no device to run artifacts for gpu on: {told}.")
 
     def build(
         self,
@@ -58,15 +66,9 @@ class GpuBackend:
         whose .toml describes no GPU, or one that the compiler does not know, and for `tuning`.
         """
         from tilewright.targets.cuda.artifact import write_artifact
-        from tilewright.targets.cuda.device import read_device
         from tilewright.targets.cuda.layers import sparse_tile
 
-        if tuning is not None:
-            raise UnusableInput(
-                f"--tune: kernels for {target.name} are chosen by a model of the device, and "
-                "not measured. Leave the option out."
-            )
-        device = read_device(target)
+        device = _checked(target, tuning)
         written = write_artifact(
             [in_floats(graph) for graph in graphs], device, sparse_tile(target), folder, report
         )
@@ -85,8 +87,13 @@ class GpuBackend:
     def load(
         self, folder: Path, threads: int | None = None, device: str | None = None
     ) -> GpuProgram:
-        """Return a function from feeds to outputs; calls from several threads take turns."""
-        return GpuProgram(folder, _MACHINES[self.find_device(device)])
+        """Return a function from feeds to outputs; calls from several threads take turns.
+
+        What holds no machine code runs through OpenCL, unless another device is asked for.
+        """
+        if device is None and not (folder / CUBIN).is_file():
+            device = opencl.NAME
+        return GpuProgram(folder, _MACHINES[_find(device, driver.cuda_missing)])
 
     def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
         """Time inferences between events of the GPU; None for OpenCL, which is not the GPU."""
@@ -112,3 +119,38 @@ class GpuBackend:
     def boards(self, device: str) -> int:
         """Return 1: work is not shared out among GPUs."""
         return 1
+
+
+def _find(asked: str | None, cuda_missing: Callable[[], str | None]) -> str:
+    """Return the device that is asked for, or the first that lacks nothing."""
+    known = {driver.NAME: cuda_missing, opencl.NAME: opencl.opencl_missing}
+    wanted = list(known) if asked is None else [asked]
+    if unknown := set(wanted) - set(known):
+        raise UnusableInput(
+            f"--device {unknown.pop()}: artifacts for gpu run on {' or '.join(known)}."
+        )
+    told = []
+    for name in wanted:
+        lacks = known[name]()
+        if lacks is None:
+            return name
+        told.append(f"{name} lacks {lacks}")
+    raise UnusableInput(f"There is no device to run artifacts for gpu on: {'; '.join(told)}.")
+
+
+def _missing_to_build() -> str | None:
+    """Say what is missing to build what a GPU runs, and to run it; None where nothing is."""
+    if missing := driver.cuda_missing():
+        return missing
+    return None if has_compiler() else f"machine code, as there is {NO_COMPILER}"
+
+
+def _checked(target: Target, tuning: Tuning | None) -> "Device":
+    from tilewright.targets.cuda.device import read_device
+
+    if tuning is not None:
+        raise UnusableInput(
+            f"--tune: kernels for {target.name} are chosen by a model of the device, and "
+            "not measured. Leave the option out."
+        )
+    return read_device(target)

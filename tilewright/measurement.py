@@ -17,9 +17,13 @@ PACKAGES = ("apache-tvm", "numpy", "onnx", "onnxruntime")
 
 @dataclass(frozen=True)
 class Samples:
-    """Durations of one call, repeated: nanoseconds, in the order they were taken."""
+    """Durations of one call, repeated: nanoseconds, in the order they were taken.
+
+    `device` names what ran them, where that is no CPU.
+    """
 
     samples_ns: tuple[int, ...]
+    device: str | None = None
 
     def __post_init__(self) -> None:
         assert self.samples_ns, "a measurement needs at least one sample"
@@ -44,7 +48,7 @@ class Samples:
         return float(np.percentile(self.samples_ns, percent)) / 1e6
 
     def __add__(self, other: "Samples") -> "Samples":
-        return Samples(self.samples_ns + other.samples_ns)
+        return Samples(self.samples_ns + other.samples_ns, self.device)
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures that reports print, in milliseconds."""

@@ -377,4 +377,6 @@ def _latency_there(
     samples = find_backend(target.backend).time(folder, feeds, threads, device)
     if samples is None:
         return None
+    if samples.device is not None:  # no CPU, and so without threads of this machine
+        return {**samples.as_json(), "device": samples.device}
     return {**samples.as_json(), "device": device, "threads": threads}

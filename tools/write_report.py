@@ -43,9 +43,10 @@ def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
     rows = []
     if latency := manifest.get("latency"):
         dense = latency.get("dense")
+        threads = latency.get("threads")
         rows.append(
             (
-                f"latency, median ({_counted(latency['threads'], 'thread')})",
+                "latency, median" + (f" ({_counted(threads, 'thread')})" if threads else ""),
                 f"{dense['median_ms']:.2f} ms ({dense['engine']})" if dense else "",
                 f"{latency['median_ms']:.2f} ms",
                 f"{latency['ratio']:.2f}x as fast" if dense else f"on {latency['device']}",

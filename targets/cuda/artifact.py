@@ -66,6 +66,7 @@ def write_artifact(
     cubin = compile_cuda(cuda.text, device.arch)
     (folder / OPENCL_SOURCE).write_text(opencl.text, encoding="utf-8")
     if cubin is None:
+        report(f"there is {NO_COMPILER}; what runs through OpenCL checks numbers only")
         (folder / CUDA_SOURCE).write_text(cuda.text, encoding="utf-8")
     else:
         (folder / CUBIN).write_bytes(cubin.code)

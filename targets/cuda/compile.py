@@ -43,6 +43,11 @@ def compile_cuda(source: str, arch: str) -> Cubin | None:
     return None
 
 
+def has_compiler() -> bool:
+    """Say whether there is one."""
+    return find_nvcc() is not None or find_nvrtc() is not None
+
+
 def find_nvcc() -> Path | None:
     """Return the nvcc of CUDA_HOME, or else the one on PATH."""
     home = os.environ.get("CUDA_HOME")

@@ -12,6 +12,7 @@ _ISSUED = 4  # warp instructions of a multiprocessor in a cycle
 _WARP = 32
 _VECTOR = 4  # floats that a thread reads from shared memory at a time
 _REGISTER_UNIT = 256  # registers are given to warps in such pieces
+_RESERVED_SHARED = 1024  # bytes of each block that the system keeps, from 8.0 on
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,19 @@ def stream_cycles(read_and_written: int, device: Device) -> float:
 def occupancy(registers: int, shared_bytes: int, threads: int, device: Device) -> float:
     """Return the share of a multiprocessor's threads that can be resident.
 
-    CUDA C++ Programming Guide, section "Occupancy Calculator": blocks are limited by registers
-    (given to warps in units of 256), shared memory, threads, and their number.
+    CUDA C++ Programming Guide, sections "Occupancy Calculator" and "Compute Capability 8.x":
+    blocks are limited by registers (given to warps in units of 256), shared memory (1 KB of it
+    for the system in each block), threads, and their number.
     """
     warps = -(-threads // _WARP)
     of_warp = -(-registers * _WARP // _REGISTER_UNIT) * _REGISTER_UNIT
-    limits = [device.blocks, device.threads // (warps * _WARP)]
+    limits = [
+        device.blocks,
+        device.threads // (warps * _WARP),
+        device.shared_bytes // (shared_bytes + _RESERVED_SHARED),
+    ]
     if of_warp:
         limits.append(device.registers // of_warp // warps)
-    if shared_bytes:
-        limits.append(device.shared_bytes // shared_bytes)
     return min(limits) * warps * _WARP / device.threads
 
 

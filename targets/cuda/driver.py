@@ -1,10 +1,11 @@
 """Run launches on an NVIDIA GPU, through the driver alone: no CUDA toolkit is needed."""
 
 import ctypes
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from tilewright.targets.cuda.executor import ARENA, CUBIN, WEIGHTS, GpuProgram
 NAME = "cuda"
 _LIBRARY = "libcuda.so.1"
 _WARM_UP, _REPEATS = 20, 200
+# Of the driver's attributes of a device: its compute capability.
+_MAJOR, _MINOR = 75, 76
 
 
 def cuda_missing(library: str = _LIBRARY) -> str | None:
@@ -31,6 +34,34 @@ def cuda_missing(library: str = _LIBRARY) -> str | None:
     return None if count.value else "a GPU (the driver counts none)"
 
 
+class Gpu(NamedTuple):
+    """What a GPU is called, and its compute capability."""
+
+    name: str
+    capability: tuple[int, int]
+
+    def runs(self, arch: str) -> bool:
+        """Say whether it runs machine code for an architecture like "sm_90".
+
+        CUDA C++ Programming Guide, section "Binary Compatibility": code for X.y runs on X.z
+        with z from y on; with the letter a, on X.y alone.
+        """
+        found = re.fullmatch(r"sm_(\d+)(\d)([a-z]?)", arch)
+        if not found:
+            return False
+        major, minor = self.capability
+        exactly = found[3] == "a"
+        least = int(found[2])
+        return int(found[1]) == major and (least == minor if exactly else least <= minor)
+
+
+def find_gpu(driver: ctypes.CDLL | None = None) -> Gpu:
+    """Return the first GPU. Raises UnusableInput where there is none."""
+    driver = driver or _opened()
+    _call(driver, "cuInit", 0)
+    return _described(driver, _first(driver))
+
+
 class CudaMachine:
     """The first GPU, with an artifact's kernels, weights and arena on it."""
 
@@ -41,10 +72,7 @@ class CudaMachine:
         arena_bytes: int,
         driver: ctypes.CDLL | None = None,
     ) -> None:
-        if driver is None:
-            if missing := cuda_missing():
-                raise UnusableInput(f"--device cuda lacks {missing}.")
-            driver = ctypes.CDLL(_LIBRARY)
+        driver = driver or _opened()
         if not (folder / CUBIN).is_file():
             raise UnusableInput(
                 f'Artifact "{folder}" holds no machine code, as there was no CUDA compiler '
@@ -52,16 +80,20 @@ class CudaMachine:
             )
         self._driver = driver
         self._context, self._module = ctypes.c_void_p(), ctypes.c_void_p()
-        device = ctypes.c_int()
+        self._memories: list[int] = []
         self._call("cuInit", 0)
-        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        device = _first(driver)
+        self.gpu = _described(driver, device)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        # Before anything else can fail; module and memories are filled in from here on.
+        weakref.finalize(
+            self, _release, driver, device, self._context, self._module, self._memories
+        )
         self._enter()
         self._call(
             "cuModuleLoadData", ctypes.byref(self._module), (folder / CUBIN).read_bytes()
         )
         self._bases = {ARENA: self._memory(arena_bytes), WEIGHTS: self._memory(weights.nbytes)}
-        weakref.finalize(self, _release, driver, device, self._module, [*self._bases.values()])
         self.write(WEIGHTS, 0, weights)
 
     def bind(self, launch: Mapping[str, Any]) -> Callable[[], object]:
@@ -118,20 +150,11 @@ class CudaMachine:
     def _memory(self, size: int) -> int:
         pointer = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
+        self._memories.append(pointer.value)
         return pointer.value
 
     def _call(self, function: str, *arguments: Any) -> None:
-        if code := getattr(self._driver, function)(*arguments):
-            raise UnusableInput(
-                f"--device cuda: the driver answers {_name_of(self._driver, code)} to "
-                f"{function}. "
-                + (
-                    "The artifact was compiled for another architecture than this GPU's; "
-                    "set arch in the target's .toml."
-                    if function == "cuModuleLoadData"
-                    else "Look whether the GPU is in order, and its memory large enough."
-                )
-            )
+        _call(self._driver, function, *arguments)
 
 
 def time_inferences(
@@ -143,16 +166,57 @@ def time_inferences(
     which = program.fitting(feeds)
     program.take(which, feeds)
     taken = [machine.time(lambda: program.launch(which)) for _ in range(warm_up + repeats)]
-    return Samples(tuple(taken[warm_up:]))
+    return Samples(tuple(taken[warm_up:]), machine.gpu.name)
 
 
 def _release(
-    driver: ctypes.CDLL, device: ctypes.c_int, module: ctypes.c_void_p, memories: Sequence[int]
+    driver: ctypes.CDLL,
+    device: ctypes.c_int,
+    context: ctypes.c_void_p,
+    module: ctypes.c_void_p,
+    memories: Sequence[int],
 ) -> None:
+    # This runs on whatever thread drops the last reference.
+    driver.cuCtxSetCurrent(context)
     for memory in memories:
         driver.cuMemFree_v2(ctypes.c_uint64(memory))
-    driver.cuModuleUnload(module)
+    if module:
+        driver.cuModuleUnload(module)
     driver.cuDevicePrimaryCtxRelease_v2(device)
+
+
+def _opened() -> ctypes.CDLL:
+    if missing := cuda_missing():
+        raise UnusableInput(f"--device cuda lacks {missing}.")
+    return ctypes.CDLL(_LIBRARY)
+
+
+def _first(driver: ctypes.CDLL) -> ctypes.c_int:
+    device = ctypes.c_int()
+    _call(driver, "cuDeviceGet", ctypes.byref(device), 0)
+    return device
+
+
+def _described(driver: ctypes.CDLL, device: ctypes.c_int) -> Gpu:
+    name = ctypes.create_string_buffer(256)
+    _call(driver, "cuDeviceGetName", name, ctypes.c_int(len(name)), device)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    for value, attribute in ((major, _MAJOR), (minor, _MINOR)):
+        _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value))
+
+
+def _call(driver: ctypes.CDLL, function: str, *arguments: Any) -> None:
+    if code := getattr(driver, function)(*arguments):
+        raise UnusableInput(
+            f"--device cuda: the driver answers {_name_of(driver, code)} to {function}. "
+            + (
+                "The artifact was compiled for another architecture than this GPU's; "
+                "set arch in the target's .toml, or run it with --device opencl."
+                if function == "cuModuleLoadData"
+                else "Look whether the GPU is in order, and its memory large enough."
+            )
+        )
 
 
 def _name_of(driver: ctypes.CDLL, code: int) -> str:

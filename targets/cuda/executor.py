@@ -19,6 +19,7 @@ from tilewright.errors import UnusableInput
 from tilewright.protocol import Feeds
 
 ARENA, WEIGHTS = "arena", "weights"  # the two memories that tensors lie in
+ALIGNMENT = 256  # bytes that each tensor starts at a multiple of
 PROGRAM, WEIGHTS_FILE, CUBIN = "program.json", "weights.bin", "kernels.cubin"
 
 
@@ -62,7 +63,7 @@ class GpuProgram:
         with self._turn:
             self.take(which, feeds)
             self.launch(which)
-            return self._results(which)
+            return self.results(which)
 
     def fitting(self, feeds: Feeds) -> int:
         """Return the number of the program whose inputs these are. Raises UnusableInput."""
@@ -91,7 +92,8 @@ class GpuProgram:
         for start in self._launches[which]:
             start()
 
-    def _results(self, which: int) -> dict[str, np.ndarray]:
+    def results(self, which: int) -> dict[str, np.ndarray]:
+        """Copy the outputs of a program from the device, once its launches are over."""
         found = {}
         for name, tensor in self._programs[which]["outputs"].items():
             values = np.empty(tensor["shape"], tensor["dtype"])

@@ -56,10 +56,16 @@ def prim_funcs(module: Any) -> dict[str, Any]:
 
 def _check_shapes(graph: Graph) -> None:
     for tensor in graph.inputs:
-        if static_shape(tensor) is None:
+        shape = static_shape(tensor)
+        if shape is None:
             raise CannotLower(
                 f'The gpu target needs fixed shapes, and input "{tensor.name}" has shape '
                 f"{tensor.shape}. Bind its dimensions with --dim NAME=N."
+            )
+        if 0 in shape:
+            raise CannotLower(
+                f'The gpu target has no kernels for nothing, and input "{tensor.name}" has '
+                f"shape {list(shape)}. Give each of its dimensions 1 or more."
             )
 
 

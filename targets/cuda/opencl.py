@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import UnusableInput
-from tilewright.targets.cuda.executor import ARENA, WEIGHTS
+from tilewright.targets.cuda.executor import ALIGNMENT, ARENA, WEIGHTS
 
 SOURCE = "kernels.cl"
 NAME = "opencl"
@@ -25,7 +25,12 @@ def opencl_missing() -> str | None:
         return f"the Python package pyopencl ({error}): pip install 'tilewright[gpu]'"
     except Exception as error:  # pyopencl's errors have no base of their own
         return f"an OpenCL device ({_first_line(error)}): pip install 'tilewright[gpu]'"
-    return None if devices else "an OpenCL device: pip install 'tilewright[gpu]'"
+    if devices:
+        return None
+    return (
+        f"an OpenCL device that takes buffers from multiples of {ALIGNMENT} bytes on: "
+        "pip install 'tilewright[gpu]'"
+    )
 
 
 class OpenClMachine:
@@ -84,11 +89,19 @@ class OpenClMachine:
 
 
 def _devices() -> list[Any]:
+    """Return the devices that can start a buffer wherever a tensor lies, CPUs first.
+
+    Numbers are to be checked, which a CPU does on every machine alike.
+    """
     _keep_nothing()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pyopencl as cl
-    return [device for platform in cl.get_platforms() for device in platform.get_devices()]
+    devices = [d for platform in cl.get_platforms() for d in platform.get_devices()]
+    fitting = [
+        d for d in devices if 8 * ALIGNMENT % d.mem_base_addr_align == 0
+    ]  # it is in bits
+    return sorted(fitting, key=lambda d: not d.type & cl.device_type.CPU)
 
 
 @cache

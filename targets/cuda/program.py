@@ -13,11 +13,9 @@ from tvm.ir.expr import GenericConst
 from tilewright.errors import CannotLower
 from tilewright.targets.arena import place
 from tilewright.targets.cuda.constants import values_of
-from tilewright.targets.cuda.executor import ARENA, WEIGHTS
+from tilewright.targets.cuda.executor import ALIGNMENT, ARENA, WEIGHTS
 from tilewright.targets.cuda.launches import Function, Launch
 from tilewright.targets.cuda.shapes import tensor_shape
-
-ALIGNMENT = 256  # bytes: what every device can start a buffer at
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,13 +185,16 @@ def _lives(program: Program) -> dict[Buffer, tuple[int, int]]:
             first, last = lives.get(buffer, (when, when))
             lives[buffer] = (min(first, when), max(last, when))
 
+    end = len(program.steps)
     for tensor in program.inputs.values():
         touch(tensor.buffer, -1)
+        # Launches that are timed again and again find the same inputs each time.
+        touch(tensor.buffer, end)
     for when, step in enumerate(program.steps):
         for buffer in step.arguments:
             touch(buffer, when)
     for tensor in program.outputs.values():
-        touch(tensor.buffer, len(program.steps))
+        touch(tensor.buffer, end)
     return lives
 
 

@@ -36,3 +36,7 @@ def test_the_machine_is_read_from_cpuinfo(tmp_path: Path) -> None:
     assert found["cpu"] == "Some CPU"
     assert found["vector"] == ["avx2", "avx512f"]
     assert "onnxruntime" in found["versions"]
+
+
+def test_samples_of_a_device_keep_its_name_when_they_are_joined() -> None:
+    assert Samples((1,), "a GPU") + Samples((2,), "a GPU") == Samples((1, 2), "a GPU")

@@ -1,12 +1,12 @@
 """Whole graphs through the gpu backend: built, run through OpenCL, against onnxruntime."""
 
-import ctypes
 import json
 import re
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -179,6 +179,37 @@ def test_a_model_at_several_sizes_runs_at_each() -> None:
         np.testing.assert_allclose(made.program({"x": x})["y"], expected, *SUMS)
 
 
+def looked_up() -> Graph:
+    """Return a model that reads its input first of all, for which the arena could reuse it."""
+    text = """g (int64[1,6] i) => (float[1,6,12] y) {
+        e = Gather(table, i)  h = MatMul(e, w)  y = MatMul(h, v)
+    }"""
+    return graph_of(text, table=normal(10, 24), w=normal(24, 40), v=normal(40, 12))
+
+
+def test_no_kernel_writes_where_an_input_lies(tmp_path: Path) -> None:
+    with patch("tilewright.targets.cuda.artifact.compile_cuda", return_value=None):
+        build_in(tmp_path, looked_up())
+    (program,) = json.loads((tmp_path / "program.json").read_text())["programs"]
+    base, start, size = program["inputs"]["i"]["at"]
+    places = {tuple(place) for launch in program["launches"] for place in launch["arguments"]}
+    others = [(at, n) for b, at, n in places - {(base, start, size)} if b == base]
+    assert len(others) >= 2
+    assert all(at + n <= start or start + size <= at for at, n in others)
+
+
+@needs_opencl
+def test_launched_again_a_program_finds_its_inputs_as_they_were() -> None:
+    program = built(looked_up()).program
+    feeds = {"i": np.array([[3, 9, 0, 1, 2, 2]])}
+    program(feeds)
+    for _ in range(3):
+        program.launch(0)
+    np.testing.assert_allclose(
+        program.results(0)["y"], oracle.run(looked_up(), feeds)["y"], *SUMS
+    )
+
+
 # So slow beside tensor cores that every product takes those.
 TENSOR_CORES = gpu(device={**GPU.settings["device"], "lanes_fp32": 1})
 
@@ -325,6 +356,12 @@ def test_an_open_dimension_is_refused_by_the_name_of_its_input(tmp_path: Path) -
         build_in(tmp_path, graph)
 
 
+def test_an_input_without_elements_is_refused_by_its_name(tmp_path: Path) -> None:
+    graph = graph_of("g (float[0,4] x) => (float[0,4] y) { y = Neg(x) }")
+    with pytest.raises(CannotLower, match=r'input "x" has shape \[0, 4\]'):
+        build_in(tmp_path, graph)
+
+
 def test_nodes_that_tvm_cannot_import_are_named_with_the_reason(tmp_path: Path) -> None:
     graph = graph_of("g (float[2,2] x) => (float[2,2] y, float z) { y = Neg(x)  z = Det(x) }")
     with pytest.raises(CannotLower, match=r"Det Det_\d") as refused:
@@ -375,90 +412,23 @@ def test_a_damaged_program_is_refused(tmp_path: Path) -> None:
         GpuProgram(tmp_path, opencl.OpenClMachine)
 
 
-# ---- the driver, as far as that goes without a GPU ----
+@needs_opencl
+def test_numbers_are_checked_on_a_cpu_that_takes_buffers_where_tensors_lie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import pyopencl as cl
 
-
-class FakeDriver:
-    """Answers as libcuda.so does, with host memory for a GPU's; keeps what is launched."""
-
-    def __init__(self) -> None:
-        self.launched: list[tuple[int, ...]] = []
-        self.kept: list[object] = []
-
-    def __getattr__(self, name: str) -> object:
-        return lambda *_: 0
-
-    def cuMemAlloc_v2(self, pointer: object, size: ctypes.c_size_t) -> int:  # noqa: N802
-        memory = ctypes.create_string_buffer(size.value)
-        self.kept.append(memory)
-        pointer._obj.value = ctypes.addressof(memory)  # type: ignore[attr-defined]
-        return 0
-
-    def cuMemcpyHtoD_v2(  # noqa: N802
-        self, to: ctypes.c_uint64, values: ctypes.c_void_p, size: ctypes.c_size_t
-    ) -> int:
-        assert values.value is not None
-        ctypes.memmove(to.value, values.value, size.value)
-        return 0
-
-    def cuMemcpyDtoH_v2(  # noqa: N802
-        self, values: ctypes.c_void_p, place: ctypes.c_uint64, size: ctypes.c_size_t
-    ) -> int:
-        assert values.value is not None
-        ctypes.memmove(values.value, place.value, size.value)
-        return 0
-
-    def cuLaunchKernel(self, function: object, *rest: object) -> int:  # noqa: N802
-        """Compute y = -x, where the arguments are y and x of 12 floats."""
-        sizes, arguments = rest[:6], rest[8]
-        self.launched.append(tuple(s.value for s in sizes))  # type: ignore[attr-defined]
-        places = [
-            ctypes.cast(a, ctypes.POINTER(ctypes.c_uint64)).contents.value
-            for a in arguments  # type: ignore[attr-defined]
-        ]
-        y, x = ((ctypes.c_float * 12).from_address(place) for place in places)
-        y[:] = [-value for value in x]
-        return 0
-
-    def cuEventElapsedTime(self, passed_ms: object, *_: object) -> int:  # noqa: N802
-        passed_ms._obj.value = 0.25  # type: ignore[attr-defined]
-        return 0
-
-
-@needs_compiler
-def test_the_driver_gets_the_launches_and_arguments_of_the_program(tmp_path: Path) -> None:
-    build_in(tmp_path, graph_of("g (float[3,4] x) => (float[3,4] y) { y = Neg(x) }"))
-    fake = FakeDriver()
-    program = GpuProgram(
-        tmp_path,
-        partial(driver.CudaMachine, driver=fake),  # type: ignore[arg-type]
+    gpu_kind, cpu_kind = cl.device_type.GPU, cl.device_type.CPU
+    one = SimpleNamespace(type=gpu_kind, mem_base_addr_align=2048)  # bits
+    coarse = SimpleNamespace(type=cpu_kind, mem_base_addr_align=4096)
+    fine = SimpleNamespace(type=cpu_kind, mem_base_addr_align=1024)
+    found = [one, coarse, fine]
+    monkeypatch.setattr(
+        cl, "get_platforms", lambda: [SimpleNamespace(get_devices=lambda: found)]
     )
-    x = normal(3, 4)
-    np.testing.assert_array_equal(program({"x": x})["y"], -x)
-    (launch,) = json.loads((tmp_path / "program.json").read_text())["programs"][0]["launches"]
-    assert fake.launched == [(*launch["blocks"], *launch["threads"])]
-    samples = driver.time_inferences(program, {"x": x}, warm_up=2, repeats=3)
-    assert samples.samples_ns == (250_000,) * 3
-    assert len(fake.launched) == 1 + 5
-
-
-@needs_compiler
-def test_an_answer_of_the_driver_that_is_no_success_is_told_by_its_name(tmp_path: Path) -> None:
-    build_in(tmp_path, graph_of("g (float[3,4] x) => (float[3,4] y) { y = Neg(x) }"))
-
-    class Refusing(FakeDriver):
-        def cuModuleLoadData(self, *_: object) -> int:  # noqa: N802
-            return 209
-
-        def cuGetErrorName(self, code: int, name: object) -> int:  # noqa: N802
-            name._obj.value = b"CUDA_ERROR_NO_BINARY_FOR_GPU"  # type: ignore[attr-defined]
-            return 0
-
-    with pytest.raises(UnusableInput, match=r"NO_BINARY_FOR_GPU to cuModuleLoadData.*set arch"):
-        GpuProgram(
-            tmp_path,
-            partial(driver.CudaMachine, driver=Refusing()),  # type: ignore[arg-type]
-        )
+    assert opencl._devices() == [fine, one]
+    found[:] = [coarse]
+    assert "multiples of 256 bytes" in str(opencl.opencl_missing())
 
 
 def test_what_runs_through_opencl_is_not_timed(tmp_path: Path) -> None:

@@ -234,7 +234,8 @@ def test_lanes_take_the_entries_that_the_instruction_of_tensor_cores_wants(
         (32, 0, 256, 1.0),  # 65,536 / 32 registers are 2,048 threads
         (64, 0, 256, 0.5),
         (33, 0, 256, 0.75),  # 40 registers after rounding: 6 blocks of 8 warps
-        (16, 233_472 // 4, 256, 0.5),  # 4 blocks by their shared memory
+        (16, 233_472 // 4 - 1024, 256, 0.5),  # 4 blocks by their shared memory
+        (16, 233_472 // 4, 256, 0.375),  # 3, as the system takes 1 KB of each
         (16, 0, 32, 0.5),  # 32 blocks of a warp
     ],
 )

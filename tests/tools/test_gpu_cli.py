@@ -8,7 +8,11 @@ import pytest
 from tests.small_models import normal, small_model
 from tests.targets.gpu_builds import needs_opencl, with_empty_tiles
 from tests.tools.conftest import Cli
+from tilewright.measurement import Samples
 from tilewright.targets import BACKENDS
+from tilewright.targets.cuda.executor import GpuProgram
+from tilewright.targets.cuda.opencl import OpenClMachine
+from tilewright.targets.gpu import GpuBackend
 
 pytestmark = needs_opencl
 
@@ -35,6 +39,24 @@ def test_compiling_without_the_device_estimates_and_says_by_what_model(gpu_cli: 
     assert "outputs agree with model.onnx and the original" in ended.out
     report = Path("model.gpu.tw/report.html").read_text(encoding="utf-8")
     assert "occupancy" in report or "no CUDA compiler" in report
+
+
+def test_a_latency_on_a_gpu_bears_its_name_and_no_threads(
+    gpu_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GpuBackend, "find_device", lambda *_: "cuda")
+    monkeypatch.setattr(
+        GpuBackend, "load", lambda _, folder, *__: GpuProgram(folder, OpenClMachine)
+    )
+    timed = Samples((500_000,), "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(GpuBackend, "time", lambda *_: timed)
+    ended = gpu_cli("compile", "model.onnx", "--target", "gpu", "--json")
+    assert ended.code == 0, ended.err
+    latency = ended.json()["latency"]
+    assert (latency["device"], latency["median_ms"]) == ("NVIDIA H100 80GB HBM3", 0.5)
+    assert "threads" not in latency
+    report = Path("model.gpu.tw/report.html").read_text(encoding="utf-8")
+    assert "<td>on NVIDIA H100 80GB HBM3</td>" in report
 
 
 def test_an_artifact_runs_and_is_verified_but_is_not_timed_beside_engines(gpu_cli: Cli) -> None:

@@ -39,6 +39,16 @@ def test_a_latency_of_another_device_stands_alone_and_names_it() -> None:
     )
 
 
+def test_a_latency_of_a_gpu_names_it_and_no_threads() -> None:
+    there = {"median_ms": 0.5, "device": "NVIDIA H100 80GB HBM3"}
+    assert summary_rows(MANIFEST | {"latency": there})[0] == (
+        "latency, median",
+        "",
+        "0.50 ms",
+        "on NVIDIA H100 80GB HBM3",
+    )
+
+
 def test_an_estimate_is_told_with_the_model_that_made_it() -> None:
     estimated = MANIFEST | {
         "latency": None,
