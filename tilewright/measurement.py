@@ -19,7 +19,7 @@ PACKAGES = ("apache-tvm", "numpy", "onnx", "onnxruntime")
 class Samples:
     """Durations of one call, repeated: nanoseconds, in the order they were taken.
 
-    `device` names what ran them, where that is no CPU.
+    `device` names what ran them, where that is not the CPU of this machine.
     """
 
     samples_ns: tuple[int, ...]

@@ -69,8 +69,9 @@ def run_search(search: Search, console: Console) -> None:
     latency, dense = found["latency"], found["latency"]["dense"]
     columns = ("layer", "tile", "sparsity", "dense ms", "ms", "error")
     console.table(columns, [_layer_row(row) for row in found["layers"]])
+    threads = f" ({_counted(latency['threads'], 'thread')})" if latency["threads"] else ""
     console.text(
-        f"latency, median ({_counted(latency['threads'], 'thread')}): dense "
+        f"latency, median{threads}: dense "
         f"{dense['median_ms']:.3f} ms, now {latency['median_ms']:.3f} ms "
         f"(estimated {found['estimated_latency_ms']:.3f} ms)"
     )

@@ -122,10 +122,17 @@ def _settle(job: Job, report: Report) -> _Settled:
     plan = None if job.plan is None else Plan.read(job.plan)
     pipeline = resolve_pipeline(target, job.pipeline, job.sparsity, plan, precision, report)
     report(f"pipeline: {str(pipeline) or 'no passes'}")
-    threads = count_threads(job.threads, report) or oracle.cores()
+    threads = _threads(job, device, report)
     tuning = job.tuning(threads)
     find_backend(target.backend).check(target, tuning)
     return _Settled(target, precision, pipeline, plan, threads, device, tuning)
+
+
+def _threads(job: Job, device: str, report: Report) -> int:
+    """Return the threads of this machine; elsewhere those that were asked for, 0 being all."""
+    if device != HOST:
+        return job.threads or 0
+    return count_threads(job.threads, report) or oracle.cores()
 
 
 class _Built(NamedTuple):
@@ -377,6 +384,6 @@ def _latency_there(
     samples = find_backend(target.backend).time(folder, feeds, threads, device)
     if samples is None:
         return None
-    if samples.device is not None:  # no CPU, and so without threads of this machine
+    if samples.device is not None:  # it says how many threads, too, where it has some
         return {**samples.as_json(), "device": samples.device}
     return {**samples.as_json(), "device": device, "threads": threads}

@@ -52,7 +52,9 @@ class Subject:
         self.precision = check_precision(self.target, search.precision)
         self.backend = find_backend(self.target.backend)
         self.device = self.backend.find_device(search.device)
-        self.threads = count_threads(search.threads, report) or oracle.cores()
+        self.threads = search.threads or 0
+        if self.device == HOST:
+            self.threads = count_threads(search.threads, report) or oracle.cores()
         self.step = _pruning_step(self.target)
         self.pipeline = resolve_pipeline(
             self.target, None, None, Plan(), self.precision, report

@@ -52,7 +52,9 @@ class LoadedOnBoard:
         each = max(1, min(_MOST_RUNS, int(_SECONDS * 1e9 / once)))
         while len(taken) < _LEAST_RUNS and sum(taken) < _MOST_SECONDS * 1e9:
             taken += self._board.time(self._number, each)
-        return Samples(tuple(taken))
+        threads = self._board.threads(self._number)
+        told = f"{threads} thread" if threads == 1 else f"{threads} threads"
+        return Samples(tuple(taken), device=f"{self._board.name}, {told}")
 
     def time_parts(self) -> list[int]:
         """Return nanoseconds of each part, in one run on the latest inputs."""
