@@ -51,7 +51,7 @@ def convolution(builder: Any, call: Any) -> Call | None:
         return (b, k // (rows * columns), row, column), inside if padded else None
 
     def y_at(b: Expr, n: Expr, m: Expr) -> Place:
-        return (b, n, m // wide, m % wide), None
+        return (b, n, *_unravel(m, (high, wide))), None
 
     shape = (images, outputs, high, wide)
     product = Product(
@@ -116,12 +116,15 @@ def _batched(x: tuple[int, ...], w: tuple[int, ...]) -> Call:
 
 
 def _unravel(flat: Expr, extents: Sequence[int]) -> list[Expr]:
-    """Return the indices of an entry of a row-major array, whose first is not reduced."""
+    """Return the indices of an entry of a row-major array; no more is divided than must be.
+
+    TVM cannot tell what is written where an index is m // 6, always 0 for the m that there are.
+    """
     indices: list[Expr] = []
     for axis, extent in enumerate(extents):
-        behind = math.prod(extents[axis + 1 :])
-        index = flat // behind
-        indices.append(index if axis == 0 else index % extent)
+        before, behind = math.prod(extents[:axis]), math.prod(extents[axis + 1 :])
+        index = flat if behind == 1 else flat // behind
+        indices.append(0 if extent == 1 else index if before == 1 else index % extent)
     return indices
 
 

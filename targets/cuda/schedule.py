@@ -75,7 +75,8 @@ def _block_names(schedule: Any) -> list[str]:
 def _with_tail(function: Any) -> Any:
     """Compute what TVM fused behind a product where the product is stored.
 
-    From where a result is spread over a larger one, that is a kernel of its own.
+    From where a result is spread over a larger one, that is a kernel of its own; so is what
+    TVM refuses to compute there.
     """
     schedule = s_tir.Schedule(function)
     blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
@@ -87,7 +88,10 @@ def _with_tail(function: Any) -> Any:
     for block in (*joined[:-1], *apart[:-1]):
         schedule.compute_inline(block)
     for block in joined[-1:]:
-        schedule.reverse_compute_inline(block)
+        try:
+            schedule.reverse_compute_inline(block)
+        except ScheduleError:  # TVM cannot prove that few positions are stored once each
+            _one_thread_an_element(schedule, block)
     for block in apart[-1:]:
         _one_thread_an_element(schedule, block)
     return schedule.mod["main"]

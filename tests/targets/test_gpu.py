@@ -96,6 +96,22 @@ def test_products_of_any_size_and_sparsity_give_onnxruntimes_answers(
     agree(graph, normal_feeds(graph), SUMS)
 
 
+@needs_opencl
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[1,6,24] x) => (float[1,6,40] y) { h = MatMul(x, w)  y = Relu(h) }",
+        "g (float[2,3,24] x) => (float[2,3,40] y) { h = MatMul(x, w)  y = Relu(h) }",
+        "g (float[1,24,1,6] x) => (float[1,40,1,6] y) { h = Conv(x, w)  y = Relu(h) }",
+        "g (float[1,24,2,3] x) => (float[1,40,2,3] y) { h = Conv(x, w)  y = Relu(h) }",
+    ],
+)
+def test_what_is_behind_a_product_of_fewer_positions_than_a_tile_is_computed(text: str) -> None:
+    weights = normal(24, 40) if "MatMul" in text else normal(40, 24, 1, 1)
+    graph = graph_of(text, w=weights)
+    agree(graph, normal_feeds(graph), SUMS)
+
+
 MODELS = {
     "a residual joins the layer before it": """
         g (float[1,24,7,9] x) => (float[1,40,7,9] y) {

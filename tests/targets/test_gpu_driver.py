@@ -21,6 +21,7 @@ from tilewright.targets.cuda import compile as compiling
 from tilewright.targets.cuda import driver
 from tilewright.targets.cuda.executor import GpuProgram
 from tilewright.targets.gpu import GpuBackend
+from tilewright.timings import Timings, Tuning
 
 
 class FakeDriver:
@@ -221,6 +222,12 @@ def test_a_target_whose_code_the_gpu_does_not_run_is_refused_before_any_work() -
     GpuBackend().check(read_target(FOLDER / "gpu-sm80.toml"), None)
     with pytest.raises(UnusableInput, match=r"sm_90.*\(A40\).*8\.6.*CUDA_VISIBLE_DEVICES"):
         GpuBackend().check(GPU, None)
+
+
+def test_measuring_is_refused_before_any_work(tmp_path: Path) -> None:
+    tuning = Tuning(4, 1.0, 1, Timings(tmp_path / "timings.sqlite"))
+    with pytest.raises(UnusableInput, match=r"--tune: .*Leave the option out"):
+        GpuBackend().check(GPU, tuning)
 
 
 def test_without_a_gpu_any_architecture_is_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
