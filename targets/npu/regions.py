@@ -7,9 +7,10 @@ from tilewright.errors import CannotLower
 from tilewright.graph import Graph
 from tilewright.protocol import Note, Report
 from tilewright.targets.npu.lower import Lowering, Value, shape_of
+from tilewright.targets.npu.operands import Refused, Small
 from tilewright.targets.npu.partition import Step
 from tilewright.targets.npu.rules import RULES
-from tilewright.targets.npu.units import Refused, Small, Unit, unit_of
+from tilewright.targets.npu.units import Unit, unit_of
 from tilewright.targets.npu.vela import Device, VelaRefused, compile_tosa
 
 
