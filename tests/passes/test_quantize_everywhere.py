@@ -10,6 +10,7 @@ from tilewright import oracle
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
+from tilewright.layer_norms import recognize_layer_norms
 from tilewright.passes.quantize.ranges import Rule
 from tilewright.passes.quantize.static import Quantize
 from tilewright.protocol import Context, Outcome
@@ -182,18 +183,10 @@ def test_a_percentile_sees_every_channel_wherever_channels_are() -> None:
     assert [low, high] == pytest.approx(np.percentile(x, [1, 99]), rel=0.05)
 
 
-def test_what_only_copies_one_number_stays_in_floats() -> None:
-    graph = small_graph(
-        "g (float[1,4] x) => (float[6,4] y) { a = MatMul(x, w) e = Expand(a, wide) "
-        "y = MatMul(e, w2) }",
-        w=normal(4, 4),
-        w2=normal(4, 4, seed=1),
-        wide=np.array([6, 4]),
-    )
-    found = quantized(graph, normal(9, 4)).graph
-    (expand,) = [n for n in found.nodes if n.op == "Expand"]
-    assert expand.outputs[0].outputs[0].op == "QuantizeLinear"
-    assert step(found, "e")[0] > 0
+def test_copies_along_an_axis_stay_in_floats() -> None:
+    text = "g (float[1,4] x) => (float[6,4] y) { a = MatMul(x, w) y = Expand(a, wide) }"
+    graph = small_graph(text, w=normal(4, 4), wide=np.array([6, 4]))
+    assert stems(quantized(graph, normal(9, 4)).graph) == {"x", "a"}
 
 
 def test_what_no_product_of_tensors_is_connected_with_stays_in_floats() -> None:
@@ -298,3 +291,20 @@ def test_a_spelled_out_normalization_stays_in_floats_as_one_operator() -> None:
     feeds = {"x": x[:1]}
     dense, small = oracle.run(graph, feeds)["y"], oracle.run(found, feeds)["y"]
     assert np.abs(dense - small).max() < 0.05 * np.abs(dense).max()
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 1, 8), (1, 1, 1, 8)])
+def test_a_normalization_that_adds_axes_is_none(shape: tuple[int, ...]) -> None:
+    graph = small_graph(
+        """g (float[1,3,8] x) => (float[] y) {
+            m = ReduceMean<axes=[-1]>(x) c = Sub(x, m) p = Pow(c, two)
+            v = ReduceMean<axes=[-1]>(p) e = Add(v, tiny) r = Sqrt(e) d = Div(c, r)
+            s = Mul(d, gain) y = Add(s, shift)
+        }""",
+        two=np.array(2, np.float32),
+        tiny=np.array(1e-5, np.float32),
+        gain=normal(8),
+        shift=normal(*shape),
+    )
+    whole = [n.op for n in recognize_layer_norms(graph).nodes] == ["LayerNormalization"]
+    assert whole == (len(shape) <= 3)

@@ -1,6 +1,8 @@
 """The edge-npu backend: what it writes, what runs where, what Vela says, what is refused."""
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,16 @@ from tilewright.protocol import Build, Context, silent
 from tilewright.target import Target
 from tilewright.targets.npu import backend
 from tilewright.targets.npu.commands import sparse_convolutions
+from tilewright.targets.npu.estimates import layers_of
+from tilewright.targets.npu.partition import Step
+from tilewright.targets.npu.signed import signed
+from tilewright.targets.npu.units import Unit
 from tilewright.timings import Timings, Tuning
 from tilewright.tools.find_target import find_target, target_files
 
 MISSING = "the extra [npu] is not installed"
 program = pytest.importorskip("tilewright.targets.npu.program", reason=MISSING)
+regions = pytest.importorskip("tilewright.targets.npu.regions", reason=MISSING)
 write = pytest.importorskip("tilewright.targets.npu.write", reason=MISSING)
 vela = pytest.importorskip("tilewright.targets.npu.vela", reason=MISSING)
 reference = pytest.importorskip("tosa_reference_model", reason=MISSING)
@@ -129,7 +136,30 @@ def test_the_layers_cycles_add_up_to_those_of_the_whole(tmp_path: Path) -> None:
     assert {layer.op for layer in build.layers} == {"Conv", "Gemm"}
 
 
+def test_layers_are_told_only_where_vela_counts_the_same_operators() -> None:
+    device = vela.Device.of(U85.settings, U85.name)
+    graph = signed(network()).sorted()
+    units, _ = regions.taken_units(graph, device, silent)
+    region = regions.lowered(graph, units[:1], device)
+    compiled = vela.compile_tosa(region.data, device, raw=True)
+    with pytest.raises(AssertionError, match="Vela read"):
+        layers_of(compiled, region.origins[1:])
+
+
+def test_a_layer_without_a_row_of_its_own_is_told_to_run_with_another() -> None:
+    assert write._told([], sparse=False).startswith("Vela runs it together with another layer")
+
+
 # ---- 2:4 ----
+
+
+def test_a_stream_that_ends_too_soon_is_read_so_far() -> None:
+    convolve, wide = 0x002, 0x4000 | 0x001
+    words = [b"COP1", *(word.to_bytes(4, "little") for word in (2, 0x1_0000 << 4 | 0x12E))]
+    whole = b"".join(words) + convolve.to_bytes(4, "little")
+    assert sparse_convolutions(whole) == 1
+    assert sparse_convolutions(whole + wide.to_bytes(4, "little")) == 1
+    assert sparse_convolutions(b"COP1" + (1).to_bytes(4, "little")) == 0
 
 
 def two_of_four(w: np.ndarray) -> np.ndarray:
@@ -303,15 +333,42 @@ def test_a_bias_of_nan_stays_on_the_cpu(tmp_path: Path) -> None:
     assert "Conv: its bias is NaN or infinite" in notes
 
 
-def test_a_region_that_vela_refuses_is_an_error_with_its_words(
+def refuse_regions_of(
+    refused: Callable[[list[Unit]], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let Vela refuse some regions, whose units alone it takes."""
+    real = regions._compiled
+
+    def compiled(graph: Graph, step: Step, device: Any) -> Any:
+        if refused(step.units):
+            raise vela.VelaRefused("Out of memory")
+        return real(graph, step, device)
+
+    monkeypatch.setattr(regions, "_compiled", compiled)
+
+
+def test_a_region_that_vela_refuses_runs_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> object:
-        raise vela.VelaRefused("Out of memory")
+    refuse_regions_of(lambda units: len(units) > 3, monkeypatch)
+    graph = network()
+    build = built(graph, tmp_path)
+    assert build.details["regions"] == "4"  # of eight units, two each
+    assert build.details["macs_on_npu"] == "100.0%"
+    feeds = {"x": normal(1, 3, 16, 16)}
+    scales = [n.inputs[1].values for n in graph.nodes if n.name == "y/float/quantize"]
+    found, expected = backend.NpuBackend().load(tmp_path)(feeds), oracle.run(graph, feeds)
+    # A step that was rounded the other way inside may move an answer by a step or two.
+    assert np.abs(found["y"] - expected["y"]).max() <= 2.01 * scales[0]
 
-    monkeypatch.setattr(write, "compile_tosa", refuse)
-    with pytest.raises(CannotLower, match="not all together: Out of memory"):
+
+def test_a_unit_that_vela_takes_and_then_refuses_is_an_error_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_regions_of(lambda units: True, monkeypatch)
+    with pytest.raises(CannotLower, match="not in its region: Out of memory"):
         built(network(), tmp_path)
+    assert not [path for path in tmp_path.iterdir() if "region" in path.name]
 
 
 @pytest.mark.parametrize(
@@ -378,3 +435,20 @@ def test_a_damaged_region_is_refused_and_the_process_goes_on(tmp_path: Path) -> 
     run = backend.NpuBackend().load(tmp_path)
     with pytest.raises(UnusableInput, match=r"cannot run region_1.tosa"):
         run({"x": normal(1, 3, 16, 16)})
+
+
+def test_a_process_without_output_runs_regions(tmp_path: Path) -> None:
+    built(network(), tmp_path)
+    run = backend.NpuBackend().load(tmp_path)
+    feeds = {"x": normal(1, 3, 16, 16)}
+    expected = run(feeds)["y"]
+    kept = os.dup(1)
+    os.close(1)
+    try:
+        found = run(feeds)["y"]
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(1)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    np.testing.assert_array_equal(found, expected)
