@@ -54,6 +54,9 @@ def _replace(graph: gs.Graph, mean: gs.Node) -> None:
         return
     if any(v.size != width or v.shape[-1:] != (width,) for v in (scale, bias)):
         return
+    # One of more axes than x has would give the result as many.
+    if any(v.ndim > len(x.shape) for v in (scale, bias)):
+        return
     out = added.outputs[0]
     added.outputs.clear()
     graph.nodes.append(

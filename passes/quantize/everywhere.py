@@ -26,7 +26,6 @@ _MOVES = frozenset(
     {
         "Concat",
         "DepthToSpace",
-        "Expand",
         "Flatten",
         "GlobalMaxPool",
         "MaxPool",

@@ -30,23 +30,33 @@ class Rule:
         """Return the range of one sample."""
         if self.kind == "minmax":
             return float(x.min()), float(x.max())
-        flat = x.reshape(-1)[:: max(1, x.size // _VALUES)]
-        low, high = np.percentile(flat, [100 - self.percentile, self.percentile])
+        flat = x.reshape(-1)
+        if flat.size > _VALUES:
+            # At random places: even steps would meet the same channels again and again.
+            flat = flat[np.random.default_rng(0).integers(flat.size, size=_VALUES)]
+        # Values that are there: between -inf and another there is none.
+        low = np.percentile(flat, 100 - self.percentile, method="lower")
+        high = np.percentile(flat, self.percentile, method="higher")
         return float(low), float(high)
 
-    def over(self, samples: Iterable[tuple[float, float]], told: str) -> tuple[float, float]:
-        """Return the range over samples, zero included. Raises UnusableInput if not finite."""
+    def over(self, samples: Iterable[tuple[float, float]]) -> tuple[float, float]:
+        """Return the range over samples, zero included."""
         ends = np.array(list(samples))
         if self.kind == "minmax":
             low, high = ends[:, 0].min(), ends[:, 1].max()
         else:
             low, high = ends.mean(axis=0)
-        if not np.isfinite([low, high]).all():
-            raise UnusableInput(
-                f"quantize: {told} is NaN or infinite on the calibration data. Check the data, "
-                "and the model under onnxruntime."
-            )
         return min(float(low), 0.0), max(float(high), 0.0)
+
+
+def finite(ends: tuple[float, float], told: str) -> tuple[float, float]:
+    """Return the range of what is told. Raises UnusableInput if it is not finite."""
+    if not np.isfinite(ends).all():
+        raise UnusableInput(
+            f"quantize: {told} is NaN or infinite on the calibration data. Check the data, "
+            "and the model under onnxruntime."
+        )
+    return ends
 
 
 def cut_ranges(
@@ -66,8 +76,10 @@ def cut_ranges(
                 if name in rows:
                     low = max(low, float(x.max(axis=rows[name]).min()) - _BELOW)
                 ends[name].append((low, high))
-    found = {n: rule.over(e, f'"{n}"') for n, e in ends.items() if e}
-    return _shared(cuts, _without_masks(cuts, found, rows))
+    found = {name: rule.over(samples) for name, samples in ends.items() if samples}
+    # Masks may be -inf, and so may padding that a pool of largest values never returns.
+    shared = _shared(cuts, _without_masks(cuts, found, rows))
+    return {name: finite(range_, f'"{name}"') for name, range_ in shared.items()}
 
 
 def _softmax_axes(cuts: Sequence[Cut]) -> dict[str, int]:
@@ -85,8 +97,8 @@ def _without_masks(
 ) -> dict[str, tuple[float, float]]:
     """Raise the lower ends of what is only added to the input of a softmax.
 
-    A mask of -1e9 would leave no steps for the scores beside it: what is so low that the sum
-    is below its range, whatever the other operand is, need not be told apart.
+    A mask of -1e9, or of -inf, would leave no steps for the scores beside it: what is so low
+    that the sum is below its range, whatever the other operand is, need not be told apart.
     """
     found = dict(ranges)
     for cut in cuts:
@@ -114,7 +126,11 @@ def _shared(
         if cut.counts and cut.tensor.name in ranges:
             low, high = ranges[cut.tensor.name]
             before = whole.get(cut.group, (low, high))
-            whole[cut.group] = min(low, before[0]), max(high, before[1])
+            # Unlike min and max, these keep NaN.
+            whole[cut.group] = (
+                float(np.minimum(low, before[0])),
+                float(np.maximum(high, before[1])),
+            )
     return {
         cut.tensor.name: whole.get(cut.group, ranges[cut.tensor.name])
         for cut in cuts

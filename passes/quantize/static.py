@@ -16,7 +16,7 @@ from tilewright.opset import with_opset
 from tilewright.options import check_name, unusable
 from tilewright.passes.quantize.everywhere import Cut, cuts
 from tilewright.passes.quantize.names import free_stem
-from tilewright.passes.quantize.ranges import Rule, cut_ranges
+from tilewright.passes.quantize.ranges import Rule, cut_ranges, finite
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Walk
 
@@ -145,7 +145,8 @@ class Quantize:
                 continue
             walk.advance(graph, place[layer.name])
             ends = (self._rule.ends(x) for x in walk.values(name) if x.size)
-            ranges[name] = self._rule.over(ends, f'"{name}", which {layer.name} reads,')
+            told = f'"{name}", which {layer.name} reads,'
+            ranges[name] = finite(self._rule.over(ends), told)
         return ranges
 
 

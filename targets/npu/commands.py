@@ -28,7 +28,7 @@ def sparse_convolutions(stream: bytes) -> int:
 
 
 def _commands(stream: bytes) -> Iterator[tuple[int, int]]:
-    """Yield code and parameter of the commands that have no payload."""
+    """Yield code and parameter of the commands that have no payload; a stream may end early."""
     if not stream.startswith(_MAGIC):
         return
     words = iter(struct.unpack(f"<{len(stream) // 4}I", stream[: len(stream) // 4 * 4])[1:])
@@ -37,9 +37,9 @@ def _commands(stream: bytes) -> Iterator[tuple[int, int]]:
             break
         if word & 0xFF == _CONFIGURE:
             for _ in range(_CONFIGURE_WORDS):
-                next(words)
+                next(words, None)
     for word in words:
         if word & _HAS_PAYLOAD:
-            next(words)
+            next(words, None)
         else:
             yield word & _CODE, word >> 16

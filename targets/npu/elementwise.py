@@ -6,8 +6,9 @@ from tilewright.graph import Graph
 from tilewright.oracle import outputs_of, session
 from tilewright.segments import part_of
 from tilewright.targets.npu.lower import Lowering, Value, activation, shape_of
+from tilewright.targets.npu.operands import Refused, Small
 from tilewright.targets.npu.tosa import INT8, INT32, Scale, Tensor
-from tilewright.targets.npu.units import Refused, Small, Unit
+from tilewright.targets.npu.units import Unit
 
 # Operands of a sum are shifted left so far: what is rounded is no part of a step of the result.
 _HEADROOM = 1 << 20

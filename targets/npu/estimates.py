@@ -19,7 +19,8 @@ def totals_of(compiled: Any) -> dict[str, Any]:
                 "read_bytes": sum(a.bytesRead for a in memory.accesses.values()),
                 "written_bytes": sum(a.bytesWritten for a in memory.accesses.values()),
             }
-            for name, memory in report.memories.items()
+            # Vela's own order changes from one run to the next.
+            for name, memory in sorted(report.memories.items())
         },
     }
 
@@ -32,7 +33,8 @@ def layers_of(compiled: Any, origins: Sequence[str]) -> list[dict[str, Any]]:
     tables = compiled.opt_database.tables
     details = {row["id"]: row for row in _rows(tables["perf_debug"])}
     sources = [row["id"] for row in _rows(tables["source"]) if row["operator"] != "Const"]
-    units = dict(zip(sources, origins, strict=False))
+    assert len(sources) == len(origins), f"Vela read {len(sources)} of {len(origins)} operators"
+    units = dict(zip(sources, origins, strict=True))
     return [
         _layer(row, details.get(row["id"], {}), units.get(row["source_id"], ""))
         for row in _rows(tables["perf"])

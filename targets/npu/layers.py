@@ -7,8 +7,9 @@ import numpy as np
 
 from tilewright.targets.npu.lower import Lowering, Value, activation, root_of, shape_of
 from tilewright.targets.npu.matrix import Matrix, matrix_of, weights_of
+from tilewright.targets.npu.operands import Refused, Weights
 from tilewright.targets.npu.tosa import INT8, Tensor
-from tilewright.targets.npu.units import Refused, Unit, Weights
+from tilewright.targets.npu.units import Unit
 from tilewright.targets.npu.window import fitted, window_of
 
 _IMAGE = (0, 2, 3, 1)
@@ -119,6 +120,8 @@ def product(lowering: Lowering, unit: Unit) -> Value:
     if not isinstance(unit.operands[1], Weights):
         return _pairs(lowering, unit)
     source = activation(unit)
+    if weights_of(unit).values.ndim != 2:
+        raise Refused(f"its weights have {weights_of(unit).values.ndim} axes, and not two")
     if node.attrs.get("transA"):
         raise Refused("its Gemm transposes what it reads")
     x = lowering.value(source)

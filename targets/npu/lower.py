@@ -8,8 +8,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright.graph import Graph, static_shape
+from tilewright.targets.npu.operands import Refused, Small
 from tilewright.targets.npu.tosa import INT8, Scale, Tensor, Writer
-from tilewright.targets.npu.units import Refused, Small, Unit
+from tilewright.targets.npu.units import Unit
 
 # The device does not run operators on more axes than these.
 _MOST_AXES = 6

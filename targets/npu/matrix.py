@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tilewright.targets.npu.lower import constant_of, root_of
-from tilewright.targets.npu.units import Refused, Unit, Weights
+from tilewright.targets.npu.operands import Refused, Weights
+from tilewright.targets.npu.units import Unit
 
 # In steps of a sum: half of what int32 holds is left for the products.
 _MOST_BIAS = float(1 << 30)
@@ -32,6 +33,8 @@ def matrix_of(unit: Unit, axis: int, step: float) -> Matrix:
     weights = weights_of(unit)
     if len(weights.scales) > 1 and weights.axis % weights.values.ndim != axis:
         raise Refused("its weights have scales by input")
+    if not ((weights.scales > 0) & np.isfinite(weights.scales)).all():
+        raise Refused("its weights have a scale that is not positive and finite")
     rows = np.moveaxis(weights.values, axis, 0)
     rows = rows.reshape(len(rows), -1)
     scales = np.broadcast_to(weights.scales.astype(np.float64), (len(rows),))
@@ -54,7 +57,7 @@ def _bias(unit: Unit, outputs: int) -> np.ndarray:
     inner = None if node.op == "MatMul" else constant_of(unit, 2)
     for added, factor in ((inner, beta), (unit.bias, 1.0)):
         if added is not None:
-            if added.size not in (1, outputs) or added.shape[-1:] not in ((1,), (outputs,), ()):
+            if added.size != 1 and added.shape not in ((outputs,), (1, outputs)):
                 raise Refused("its bias is no number for each output")
             total = total + added.astype(np.float64).reshape(-1) * factor
     if not np.isfinite(total).all():

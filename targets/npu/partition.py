@@ -1,8 +1,8 @@
 """Who runs what, in which order: regions for the device, the rest of the graph between them.
 
-Steps alternate between the CPU and the device. A node's step is the first of its own kind that
-comes no earlier than those it reads from: so nothing waits for a later step, and all that can
-run in one region does.
+Steps alternate between the CPU and the device, but for regions that Vela takes only in parts.
+A node's step is the first of its own kind that comes no earlier than those it reads from: so
+nothing waits for a later step, and all that can run in one region does.
 
 This works on the ONNX graph itself. Patterns in Relax would have to be written for every
 operator, and part where a DequantizeLinear has two readers; here a unit is what stands between
@@ -53,7 +53,7 @@ def steps_of(graph: Graph, units: Iterable[Unit]) -> list[Step]:
         else:
             step.nodes.append(item)
     ordered = [steps[level] for level in sorted(steps)]
-    _connect(graph, ordered)
+    connect(graph, ordered)
     return ordered
 
 
@@ -70,7 +70,13 @@ def _needed(graph: Graph, units: Mapping[str, Unit]) -> list[Unit | gs.Node]:
     return kept[::-1]
 
 
-def _connect(graph: Graph, steps: Sequence[Step]) -> None:
+def halves(step: Step) -> list[Step]:
+    """Return a region as two, one after the other; `connect` says what goes between them."""
+    middle = len(step.units) // 2
+    return [Step(units=step.units[:middle]), Step(units=step.units[middle:])]
+
+
+def connect(graph: Graph, steps: Sequence[Step]) -> None:
     """Note which tensors go in and out of each step."""
     tensors = graph.gs.tensors()
     later = {t.name for t in graph.outputs}

@@ -13,8 +13,9 @@ from tilewright.targets.npu.lower import (
     root_of,
     shape_of,
 )
+from tilewright.targets.npu.operands import Refused
 from tilewright.targets.npu.tosa import INT8, INT32, Scale, Tensor
-from tilewright.targets.npu.units import Refused, Unit
+from tilewright.targets.npu.units import Unit
 from tilewright.targets.npu.window import Window, fitted, window_of
 
 _IMAGE = (0, 2, 3, 1)

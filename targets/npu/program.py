@@ -134,17 +134,19 @@ def run_tosa(data: bytes, inputs: list[np.ndarray], name: str) -> list[np.ndarra
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Keep the reference model's C++ from writing to the process's own output."""
-    kept = os.dup(1), os.dup(2)
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(sink, 1)
-        os.dup2(sink, 2)
+    with contextlib.ExitStack() as kept:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        kept.callback(os.close, sink)
+        for stream in (1, 2):
+            try:
+                before = os.dup(stream)
+            except OSError:  # closed: a service may have no output at all
+                kept.callback(os.close, stream)
+            else:
+                kept.callback(os.close, before)
+                kept.callback(os.dup2, before, stream)
+            os.dup2(sink, stream)
         yield
-    finally:
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
-        for handle in (*kept, sink):
-            os.close(handle)
 
 
 def _read(folder: Path) -> dict[str, Any]:

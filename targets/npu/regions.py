@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from tilewright.errors import CannotLower
 from tilewright.graph import Graph
 from tilewright.protocol import Note, Report
 from tilewright.targets.npu.lower import Lowering, Value, shape_of
-from tilewright.targets.npu.partition import Step
+from tilewright.targets.npu.operands import Refused, Small
+from tilewright.targets.npu.partition import Step, connect, halves
 from tilewright.targets.npu.rules import RULES
-from tilewright.targets.npu.units import Refused, Small, Unit, unit_of
+from tilewright.targets.npu.units import Unit, unit_of
 from tilewright.targets.npu.vela import Device, VelaRefused, compile_tosa
 
 
@@ -21,6 +23,14 @@ class Region:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     origins: tuple[str, ...]
+
+
+class Compiled(NamedTuple):
+    """A region, and what Vela made of it: a .tflite file, and the commands themselves."""
+
+    region: Region
+    packed: Any
+    raw: Any
 
 
 def taken_units(graph: Graph, device: Device, report: Report) -> tuple[list[Unit], list[Note]]:
@@ -50,16 +60,38 @@ def taken_units(graph: Graph, device: Device, report: Report) -> tuple[list[Unit
     return taken, notes
 
 
-def region_of(graph: Graph, step: Step, device: Device) -> Region:
-    """Return the graph that runs a step's units. Raises CannotLower."""
-    names = {t.name for t in step.outputs}
-    try:
-        return lowered(graph, step.units, device, names)
-    except Refused as reason:
-        raise CannotLower(
-            f"edge-npu: {step.units[0].name} and what runs with it could each be lowered, but "
-            f"not together: {reason}. Report it, or name one of them in quantize's skip option."
-        ) from reason
+def compiled_steps(
+    graph: Graph, steps: Sequence[Step], device: Device, report: Report
+) -> list[tuple[Step, Compiled | None]]:
+    """Return steps with their compiled regions; what Vela refuses whole, it gets in halves.
+
+    Raises CannotLower where it refuses one unit that it took before.
+    """
+    waiting, done = list(steps), list[tuple[Step, Compiled | None]]()
+    while waiting:
+        step = waiting.pop(0)
+        if not step.units:
+            done.append((step, None))
+            continue
+        report(f"compiling region {len(done)} of {len(done) + len(waiting) + 1} by Vela")
+        try:
+            done.append((step, _compiled(graph, step, device)))
+        except (Refused, VelaRefused) as reason:
+            if len(step.units) == 1:
+                raise CannotLower(
+                    f"edge-npu: Vela took {step.units[0].name} at first, but not in its "
+                    f"region: {reason}. Report it, or name it in quantize's skip option."
+                ) from reason
+            waiting = halves(step) + waiting
+            connect(graph, [before for before, _ in done] + waiting)
+    return done
+
+
+def _compiled(graph: Graph, step: Step, device: Device) -> Compiled:
+    """Return a step as one region. Raises Refused or VelaRefused."""
+    region = lowered(graph, step.units, device, {t.name for t in step.outputs})
+    packed, raw = (compile_tosa(region.data, device, raw=raw) for raw in (False, True))
+    return Compiled(region, packed, raw)
 
 
 def lowered(

@@ -10,15 +10,16 @@ from tilewright.targets.npu.pools import (
     largest,
     reduction,
 )
+from tilewright.targets.npu.resize import resizing
 from tilewright.targets.npu.softmax import softmax
 from tilewright.targets.npu.views import (
     concatenation,
     cut,
     padding,
     reshaping,
-    resizing,
     split,
     transposition,
+    unfolding,
 )
 
 RULES: dict[str, Rule] = {
@@ -28,6 +29,7 @@ RULES: dict[str, Rule] = {
     "Concat": concatenation,
     "Conv": convolution,
     "ConvTranspose": transposed,
+    "DepthToSpace": unfolding,
     "Flatten": reshaping,
     "Gemm": product,
     "GlobalAveragePool": global_average,

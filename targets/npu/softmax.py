@@ -9,8 +9,9 @@ import numpy as np
 import tosa_serializer as ts
 
 from tilewright.targets.npu.lower import Lowering, Value, activation, root_of, shape_of
+from tilewright.targets.npu.operands import Refused
 from tilewright.targets.npu.tosa import INT8, INT16, INT32, Scale, Tensor
-from tilewright.targets.npu.units import Refused, Unit
+from tilewright.targets.npu.units import Unit
 
 _ONE = 32767  # an exponential of 0
 _SHARE_BITS = 16
@@ -24,7 +25,10 @@ def softmax(lowering: Lowering, unit: Unit) -> Value:
     """Softmax along one axis."""
     source = activation(unit)
     x, shape = lowering.value(source), shape_of(source)
-    axis = int(root_of(unit).attrs.get("axis", -1)) % len(shape)
+    by_axis = lowering.graph.opset >= 13
+    axis = int(root_of(unit).attrs.get("axis", -1 if by_axis else 1)) % len(shape)
+    if not by_axis and axis != len(shape) - 1:
+        raise Refused("before opset 13 a softmax is of all axes from one on")
     if not lowering.wide_tables:
         raise Refused("a softmax needs tables of 16 bits, which this device has not")
     if shape[axis] > _MOST:

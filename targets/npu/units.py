@@ -14,29 +14,16 @@ import onnx_graphsurgeon as gs
 from tilewright.graph import is_constant
 from tilewright.layers import weighted_layer
 from tilewright.pointwise import BENT, MOST_NODES, STRAIGHT, joins
-from tilewright.targets.lower.quantized import dequantized
+from tilewright.targets.npu.operands import (
+    Operand,
+    Refused,
+    Small,
+    operand_of,
+    operands_of,
+    small_of,
+)
 
 _MOST_INSIDE = MOST_NODES + 3  # a function, or an operator with its bias and clamps
-
-
-class Refused(Exception):
-    """What the device does not run; the message says why, as part of a sentence."""
-
-
-class Small(NamedTuple):
-    """An int8 tensor and the floats it stands for: `scale` times (value minus `zero`)."""
-
-    tensor: gs.Tensor
-    scale: float
-    zero: int
-
-
-class Weights(NamedTuple):
-    """Constant int8 `values`, times `scales`: one, or one for each index along `axis`."""
-
-    values: np.ndarray
-    scales: np.ndarray
-    axis: int
 
 
 class Bounds(NamedTuple):
@@ -44,9 +31,6 @@ class Bounds(NamedTuple):
 
     low: float = -np.inf
     high: float = np.inf
-
-
-Operand = Small | Weights | np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,29 +90,13 @@ def unit_of(quantizer: gs.Node) -> Unit:
     around = tuple(t.inputs[0] for t in sources.values())
     alone = len({node.inputs[0].name for node in around}) == 1
     if alone and all(joins(n, known - {n.outputs[0].name}) for n in nodes):
-        operand = _operand(next(iter(sources.values())))
+        operand = operand_of(next(iter(sources.values())))
         return Unit(None, (operand,), None, Bounds(), around, nodes, quantizer)
     bounds, rest = _without_clamps(nodes)
     bias, rest = _without_bias(rest)
     if len(rest) != 1:
         raise Refused(f"{function_name(rest)} is more than one operator")
-    operands = tuple(map(_operand, rest[0].inputs))
-    return Unit(rest[0], operands, bias, bounds, around, nodes, quantizer)
-
-
-def small_of(node: gs.Node, tensor: gs.Tensor) -> Small:
-    """Return a quantizer's or dequantizer's integers. Raises Refused for what is no int8."""
-    scale = node.inputs[1]
-    zero = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
-    if tensor.dtype != np.int8:
-        raise Refused(f"{tensor.name} is not int8")
-    if not is_constant(scale) or scale.values.size != 1 or scale.dtype != np.float32:
-        raise Refused(f"{tensor.name} has no single constant scale")
-    if zero is not None and not is_constant(zero):
-        raise Refused(f"the zero point of {tensor.name} is not constant")
-    if not 0 < scale.values.item() < np.inf:
-        raise Refused(f"the scale of {tensor.name} is {scale.values.item()}")
-    return Small(tensor, scale.values.item(), 0 if zero is None else zero.values.item())
+    return Unit(rest[0], operands_of(rest[0]), bias, bounds, around, nodes, quantizer)
 
 
 def _inside(quantizer: gs.Node) -> tuple[gs.Node, ...]:
@@ -170,21 +138,6 @@ def _sources(nodes: tuple[gs.Node, ...], quantizer: gs.Node) -> dict[str, gs.Ten
     return {t.name: t for t in read if t.name and t.name not in results and not is_constant(t)}
 
 
-def _operand(tensor: gs.Tensor) -> Operand:
-    if is_constant(tensor):
-        return np.asarray(tensor.values)
-    if not tensor.name:
-        return None
-    (node,) = tensor.inputs
-    if not is_constant(node.inputs[0]):
-        return small_of(node, node.inputs[0])
-    zeros = node.inputs[2].values if len(node.inputs) > 2 else np.zeros(1)
-    if node.inputs[0].dtype != np.int8 or zeros.any() or "block_size" in node.attrs:
-        return dequantized(node)
-    axis = int(node.attrs.get("axis", 1))
-    return Weights(node.inputs[0].values, node.inputs[1].values.reshape(-1), axis)
-
-
 def _without_clamps(nodes: tuple[gs.Node, ...]) -> tuple[Bounds, tuple[gs.Node, ...]]:
     """Split Relu and Clip off the end."""
     low, high = -np.inf, np.inf
@@ -199,9 +152,18 @@ def _without_clamps(nodes: tuple[gs.Node, ...]) -> tuple[Bounds, tuple[gs.Node, 
 def _ends(clamp: gs.Node) -> Bounds:
     if clamp.op == "Relu":
         return Bounds(0.0)
-    given = [float(t.values.item()) if t.name else None for t in clamp.inputs[1:]]
-    low, high = (*given, None, None)[:2]
-    return Bounds(-np.inf if low is None else low, np.inf if high is None else high)
+    return Bounds(_end(clamp, 1, "min", -np.inf), _end(clamp, 2, "max", np.inf))
+
+
+def _end(clip: gs.Node, index: int, name: str, missing: float) -> float:
+    """Return a bound of a Clip: from opset 11 on an input, before that an attribute."""
+    given = operand_of(clip.inputs[index]) if index < len(clip.inputs) else None
+    if isinstance(given, Small):
+        raise Refused("its clamp has a bound that is not constant")
+    bound = float(clip.attrs.get(name, missing) if given is None else given.item())
+    if np.isnan(bound):
+        raise Refused("its clamp has a bound of NaN")
+    return bound
 
 
 def _without_bias(

@@ -1,9 +1,6 @@
-"""What moves numbers about: views, parts, rows of tensors, enlarged images."""
-
-from fractions import Fraction
+"""What moves numbers about: views, parts, rows of tensors."""
 
 import numpy as np
-import tosa_serializer as ts
 
 from tilewright.targets.npu.lower import (
     Lowering,
@@ -13,8 +10,9 @@ from tilewright.targets.npu.lower import (
     root_of,
     shape_of,
 )
-from tilewright.targets.npu.tosa import INT8, INT32, Scale
-from tilewright.targets.npu.units import Refused, Small, Unit
+from tilewright.targets.npu.operands import Refused, Small
+from tilewright.targets.npu.tosa import INT8
+from tilewright.targets.npu.units import Unit
 
 _IMAGE = (0, 2, 3, 1)
 
@@ -24,6 +22,23 @@ def reshaping(lowering: Lowering, unit: Unit) -> Value:
     source, shape = activation(unit), shape_of(unit.out)
     flat = lowering.writer.reshape(lowering.plain(lowering.value(source)), shape)
     return _same(lowering, unit, Value(flat, tuple(range(len(shape)))), source)
+
+
+def unfolding(lowering: Lowering, unit: Unit) -> Value:
+    """DepthToSpace: channels become the pixels of a larger image."""
+    source, attrs = activation(unit), root_of(unit).attrs
+    batch, _, height, width = shape_of(source)
+    size, (_, left, *_) = int(attrs["blocksize"]), shape_of(unit.out)
+    writer = lowering.writer
+    x = lowering.arranged(lowering.value(source), _IMAGE)
+    if str(attrs.get("mode", "DCR")) == "CRD":
+        apart = writer.reshape(x, (batch, height, width, left, size * size))
+        x = writer.transpose(apart, (0, 1, 2, 4, 3))
+    # A pixel's channels are the rows of its block, each of `size` pixels: those come between.
+    rows = writer.reshape(x, (batch, height, width, size, size * left))
+    woven = writer.transpose(rows, (0, 1, 3, 2, 4))
+    image = writer.reshape(woven, (batch, height * size, width * size, left))
+    return _same(lowering, unit, Value(image, _IMAGE), source)
 
 
 def transposition(lowering: Lowering, unit: Unit) -> Value:
@@ -93,7 +108,9 @@ def padding(lowering: Lowering, unit: Unit) -> Value:
     if (amounts < 0).any():
         raise Refused("it cuts off")
     number = 0.0 if value is None else float(value.item())
-    small = int(np.clip(round(number / source.scale) + source.zero, -128, 127))
+    if np.isnan(number):
+        raise Refused("it pads by NaN")
+    small = int(np.clip(np.rint(number / source.scale) + source.zero, -128, 127))
     ends = amounts.reshape(2, rank)[:, list(x.axes)].T.reshape(-1)
     stored = [shape_of(unit.out)[axis] for axis in x.axes]
     inputs = [
@@ -103,56 +120,6 @@ def padding(lowering: Lowering, unit: Unit) -> Value:
     ]
     padded = lowering.writer.op("Pad", inputs, stored, INT8)
     return _same(lowering, unit, Value(padded, x.axes), source)
-
-
-def resizing(lowering: Lowering, unit: Unit) -> Value:
-    """Resize of images: the nearest pixel, or between four."""
-    source = activation(unit)
-    image = lowering.arranged(lowering.value(source), _IMAGE)
-    shape = shape_of(unit.out)
-    attrs = root_of(unit).attrs
-    mode = str(attrs.get("mode", "nearest"))
-    if (
-        len(shape) != 4
-        or shape[:2] != shape_of(source)[:2]
-        or mode not in ("nearest", "linear")
-    ):
-        raise Refused(f"it resizes by mode {mode}")
-    how = str(attrs.get("coordinate_transformation_mode", "half_pixel"))
-    steps = [_steps(how, mode, a, b) for a, b in zip(image.shape[1:3], shape[2:], strict=True)]
-    (n_y, d_y, o_y), (n_x, d_x, o_x) = steps
-    borders = [
-        (size - 1) * d - (before - 1) * n + o
-        for (n, d, o), before, size in zip(steps, image.shape[1:3], shape[2:], strict=True)
-    ]
-    writer = lowering.writer
-    inputs = [image, *(writer.sizes(v) for v in ((n_y, d_y, n_x, d_x), (o_y, o_x), borders))]
-    stored = (shape[0], *shape[2:], shape[1])
-    if mode == "nearest":
-        small = writer.op("Resize", inputs, stored, INT8, ts.ResizeMode.NEAREST)
-    else:
-        sums = writer.op("Resize", inputs, stored, INT32, ts.ResizeMode.BILINEAR)
-        small = writer.rescale(sums, Scale.of(1 / (n_y * n_x)), INT8)
-    return _same(lowering, unit, Value(small, _IMAGE), source)
-
-
-def _steps(how: str, mode: str, before: int, size: int) -> tuple[int, int, int]:
-    """Return TOSA's scale, as numerator and denominator, and offset, for one axis.
-
-    Place y of the result is (y times denominator plus offset) over numerator in the source.
-    """
-    if how == "align_corners" and size > 1:
-        ratio = Fraction(size - 1, max(before - 1, 1))
-        return ratio.numerator * 2, ratio.denominator * 2, 0
-    ratio = Fraction(size, before)
-    if how in ("half_pixel", "pytorch_half_pixel") or (
-        mode == "nearest" and ratio.denominator == 1
-    ):
-        # (y + 1/2) / ratio - 1/2; a whole number of nearest pixels is the same from any corner.
-        return ratio.numerator * 2, ratio.denominator * 2, ratio.denominator - ratio.numerator
-    if how == "asymmetric" and mode == "linear":
-        return ratio.numerator * 2, ratio.denominator * 2, 0
-    raise Refused(f"it resizes {before} to {size} in the mode {how}")
 
 
 def _part(lowering: Lowering, unit: Unit, x: Value, source: Small, first: list[int]) -> Value:

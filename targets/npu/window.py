@@ -5,8 +5,8 @@ from typing import NamedTuple
 import onnx_graphsurgeon as gs
 
 from tilewright.targets.npu.lower import Lowering
+from tilewright.targets.npu.operands import Refused
 from tilewright.targets.npu.tosa import Tensor
-from tilewright.targets.npu.units import Refused
 
 
 class Window(NamedTuple):

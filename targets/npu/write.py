@@ -17,10 +17,10 @@ from tilewright.targets.npu.commands import sparse_convolutions
 from tilewright.targets.npu.estimates import layers_of, totals_of
 from tilewright.targets.npu.lower import Value
 from tilewright.targets.npu.partition import Step, steps_of
-from tilewright.targets.npu.regions import Region, region_of, taken_units
+from tilewright.targets.npu.regions import Compiled, Region, compiled_steps, taken_units
 from tilewright.targets.npu.signed import signed
 from tilewright.targets.npu.units import Unit
-from tilewright.targets.npu.vela import Device, VelaRefused, compile_tosa
+from tilewright.targets.npu.vela import Device
 
 _BORDER = ("QuantizeLinear", "DequantizeLinear")
 
@@ -46,18 +46,16 @@ def write_program(
     if not units:
         raise CannotLower(_nothing_left(graph, notes))
     described, estimates, sparse = [], [], 0
-    steps = steps_of(graph, units)
-    for number, step in enumerate(steps):
-        name = f"{prefix}{'region' if step.units else 'cpu'}_{number}"
-        if not step.units:
-            described.append(_write_cpu(graph, step, folder / f"{name}.onnx"))
+    steps = compiled_steps(graph, steps_of(graph, units), device, report)
+    for number, (step, compiled) in enumerate(steps):
+        if compiled is None:
+            described.append(_write_cpu(graph, step, folder / f"{prefix}cpu_{number}.onnx"))
             continue
-        report(f"compiling region {number} of {len(steps)} by Vela")
-        region = region_of(graph, step, device)
-        estimate, found = _write_region(region, device, folder, name)
+        name = f"{prefix}region_{number}"
+        estimate, found = _write_region(compiled, folder, name)
         estimates.append(estimate)
         sparse += found
-        described.append(_described(region, step, name))
+        described.append(_described(compiled.region, step, name))
     rows = [row for estimate in estimates for row in estimate["layers"]]
     return Written(
         described={
@@ -72,7 +70,7 @@ def write_program(
             "steps": described,
         },
         layers=tuple(_decisions(units, rows)),
-        islands=tuple(_islands(steps, notes)),
+        islands=tuple(_islands([step for step, _ in steps], notes)),
         estimates=estimates,
         sparse=sparse,
         macs=_macs(graph, units),
@@ -87,19 +85,10 @@ def _write_cpu(graph: Graph, step: Step, path: Path) -> dict[str, Any]:
     return {"cpu": path.name}
 
 
-def _write_region(
-    region: Region, device: Device, folder: Path, name: str
-) -> tuple[dict[str, Any], int]:
+def _write_region(compiled: Compiled, folder: Path, name: str) -> tuple[dict[str, Any], int]:
     """Write a region's files; return Vela's estimates, and how many convolutions run as 2:4."""
+    region, packed, raw = compiled
     (folder / f"{name}.tosa").write_bytes(region.data)
-    try:
-        packed = compile_tosa(region.data, device, raw=False)
-        raw = compile_tosa(region.data, device, raw=True)
-    except VelaRefused as error:
-        raise CannotLower(
-            f"edge-npu: Vela takes each operator of {name} alone, but not all together: "
-            f"{error}. Give another memory or system in the target's .toml, or report it."
-        ) from error
     (folder / f"{name}_vela.tflite").write_bytes(bytes(packed.model))
     stream = bytes(raw.command_stream)
     arrays = {
@@ -167,6 +156,8 @@ def _decisions(
 
 
 def _told(rows: Sequence[Mapping[str, Any]], sparse: bool) -> str:
+    if not rows:
+        return "Vela runs it together with another layer, whose estimate holds it"
     cycles = sum(row["cycles"] for row in rows)
     busy = sum(row["npu_cycles"] for row in rows)
     bound = "its multipliers" if cycles <= busy else "memory"

@@ -10,14 +10,19 @@ from tilewright import oracle
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
+from tilewright.layer_norms import recognize_layer_norms
+from tilewright.passes.quantize.ranges import Rule
 from tilewright.passes.quantize.static import Quantize
 from tilewright.protocol import Context, Outcome
 
 
-def quantized(graph: Graph, *arrays: np.ndarray, skip: tuple[str, ...] = ()) -> Outcome:
+def quantized(
+    graph: Graph, *arrays: np.ndarray, skip: tuple[str, ...] = (), kind: str = "minmax"
+) -> Outcome:
     given = {t.name: x for t, x in zip(graph.inputs, arrays, strict=True)}
     calibration = Calibration.from_arrays(given, graph.inputs)
-    return Quantize(everywhere=True, skip=skip)(graph, Context(DEVICE, calibration))
+    chosen = Quantize(everywhere=True, skip=skip, range=kind)
+    return chosen(graph, Context(DEVICE, calibration))
 
 
 def stems(graph: Graph) -> set[str]:
@@ -127,6 +132,63 @@ def test_a_mask_of_huge_numbers_leaves_the_scores_their_steps() -> None:
     assert np.corrcoef(dense.ravel(), small.ravel())[0, 1] > 0.99
 
 
+@pytest.mark.parametrize("kind", ["minmax", "percentile"])
+def test_a_mask_of_minus_infinity_is_as_low_as_it_needs_to_be(kind: str) -> None:
+    graph = small_graph(
+        """g (float[1,4,8] x, float[1,1,4] m) => (float[1,4,8] y) {
+            q = MatMul(x, w) k = Transpose<perm=[0,2,1]>(q) s = MatMul(q, k)
+            c = Greater(m, half) n = Where(c, lowest, zero) t = Add(s, n)
+            p = Softmax<axis=-1>(t) y = MatMul(p, q)
+        }""",
+        w=normal(8, 8) / 3,
+        half=np.array(0.5, np.float32),
+        lowest=np.array(-np.inf, np.float32),
+        zero=np.array(0, np.float32),
+    )
+    x, m = normal(6, 4, 8), np.zeros((6, 1, 4), np.float32)
+    m[:, :, 3] = 1
+    outcome = quantized(graph, x, m, kind=kind)
+    assert "n" in stems(outcome.graph)
+    assert step(outcome.graph, "t")[0] < 0.3
+    feeds = {"x": x[:1], "m": m[:1]}
+    dense, small = oracle.run(graph, feeds)["y"], oracle.run(outcome.graph, feeds)["y"]
+    assert np.corrcoef(dense.ravel(), small.ravel())[0, 1] > 0.99
+
+
+def test_padding_of_minus_infinity_leaves_a_pool_its_steps() -> None:
+    graph = small_graph(
+        """g (float[1,4,6,6] x) => (float[1,4,4,4] y) {
+            a = Conv(x, w) p = Pad(a, around, lowest)
+            m = MaxPool<kernel_shape=[2,2], strides=[2,2]>(p) y = Conv(m, w2)
+        }""",
+        w=normal(4, 4, 1, 1),
+        w2=normal(4, 4, 1, 1, seed=1),
+        around=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        lowest=np.array(-np.inf, np.float32),
+    )
+    x = normal(5, 4, 6, 6)
+    found = quantized(graph, x).graph
+    assert step(found, "a") == step(found, "p") == step(found, "m")
+    feeds = {"x": x[:1]}
+    dense, small = oracle.run(graph, feeds)["y"], oracle.run(found, feeds)["y"]
+    # Four roundings on the way, each of half a step of what is there.
+    assert np.abs(dense - small).max() < 0.05 * np.abs(dense).max()
+
+
+def test_a_percentile_sees_every_channel_wherever_channels_are() -> None:
+    x = normal(1, 64, 64, 32)
+    x[..., 1::2] *= 100
+    low, high = Rule("percentile", 99.0).ends(x)
+    # The share of 2 ** 16 values beyond the true end is 1 % to within a twentieth of that.
+    assert [low, high] == pytest.approx(np.percentile(x, [1, 99]), rel=0.05)
+
+
+def test_copies_along_an_axis_stay_in_floats() -> None:
+    text = "g (float[1,4] x) => (float[6,4] y) { a = MatMul(x, w) y = Expand(a, wide) }"
+    graph = small_graph(text, w=normal(4, 4), wide=np.array([6, 4]))
+    assert stems(quantized(graph, normal(9, 4)).graph) == {"x", "a"}
+
+
 def test_what_no_product_of_tensors_is_connected_with_stays_in_floats() -> None:
     graph = small_graph(
         """g (float[1,4] x, float[1,4] z) => (float[1,4] y, float[1,4] v) {
@@ -229,3 +291,20 @@ def test_a_spelled_out_normalization_stays_in_floats_as_one_operator() -> None:
     feeds = {"x": x[:1]}
     dense, small = oracle.run(graph, feeds)["y"], oracle.run(found, feeds)["y"]
     assert np.abs(dense - small).max() < 0.05 * np.abs(dense).max()
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 1, 8), (1, 1, 1, 8)])
+def test_a_normalization_that_adds_axes_is_none(shape: tuple[int, ...]) -> None:
+    graph = small_graph(
+        """g (float[1,3,8] x) => (float[] y) {
+            m = ReduceMean<axes=[-1]>(x) c = Sub(x, m) p = Pow(c, two)
+            v = ReduceMean<axes=[-1]>(p) e = Add(v, tiny) r = Sqrt(e) d = Div(c, r)
+            s = Mul(d, gain) y = Add(s, shift)
+        }""",
+        two=np.array(2, np.float32),
+        tiny=np.array(1e-5, np.float32),
+        gain=normal(8),
+        shift=normal(*shape),
+    )
+    whole = [n.op for n in recognize_layer_norms(graph).nodes] == ["LayerNormalization"]
+    assert whole == (len(shape) <= 3)

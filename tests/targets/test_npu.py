@@ -1,66 +1,29 @@
-"""The edge-npu backend: what it writes, what runs where, what Vela says, what is refused."""
+"""The edge-npu backend: what it writes, what runs where, what Vela says."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.graphs import DEVICE
 from tests.small_models import normal, small_graph
+from tests.targets.npu_networks import (
+    U55,
+    U85,
+    built,
+    estimates,
+    network,
+    quantized,
+    regions,
+    vela,
+    write,
+)
 from tilewright import oracle
-from tilewright.calibration import Calibration
-from tilewright.errors import CannotLower, UnusableInput
-from tilewright.graph import Graph
-from tilewright.passes.quantize.static import Quantize
-from tilewright.protocol import Build, Context, silent
+from tilewright.protocol import Build, silent
 from tilewright.target import Target
 from tilewright.targets.npu import backend
 from tilewright.targets.npu.commands import sparse_convolutions
-from tilewright.timings import Timings, Tuning
-from tilewright.tools.find_target import find_target, target_files
-
-MISSING = "the extra [npu] is not installed"
-program = pytest.importorskip("tilewright.targets.npu.program", reason=MISSING)
-write = pytest.importorskip("tilewright.targets.npu.write", reason=MISSING)
-vela = pytest.importorskip("tilewright.targets.npu.vela", reason=MISSING)
-reference = pytest.importorskip("tosa_reference_model", reason=MISSING)
-regor = pytest.importorskip("ethosu.regor", reason=MISSING)
-
-U85 = find_target("edge-npu")
-U55 = find_target("edge-npu-u55-128")
-NETWORK = """g (float[1,3,16,16] x) => (float[1,10] y) {
-    a = Conv<kernel_shape=[3,3], strides=[2,2], pads=[0,0,1,1]>(x, w1) b = Relu(a)
-    c = Conv<kernel_shape=[3,3], group=16, pads=[1,1,1,1]>(b, w2) d = HardSwish(c)
-    e = Conv<kernel_shape=[1,1]>(d, w3, bias) f = Add(e, b)
-    g = GlobalAveragePool(f) h = Flatten(g) y = Gemm<transB=1>(h, w4)
-}"""
-WEIGHTS = {
-    "w1": normal(16, 3, 3, 3, seed=1) / 3,
-    "w2": normal(16, 1, 3, 3, seed=2) / 3,
-    "w3": normal(16, 16, 1, 1, seed=3) / 4,
-    "bias": normal(16, seed=4),
-    "w4": normal(10, 16, seed=5),
-}
-
-
-def quantized(graph: Graph, x: np.ndarray) -> Graph:
-    calibration = Calibration.from_arrays({str(graph.inputs[0].name): x}, graph.inputs)
-    return Quantize(everywhere=True)(graph, Context(DEVICE, calibration)).graph
-
-
-def network(**weights: np.ndarray) -> Graph:
-    return quantized(small_graph(NETWORK, **WEIGHTS | weights), normal(16, 3, 16, 16))
-
-
-def built(graph: Graph, folder: Path, target: Target = U85) -> Build:
-    return backend.NpuBackend().build([graph], target, folder, silent)
-
-
-def estimates(folder: Path) -> Any:
-    return json.loads((folder / backend.ESTIMATES).read_text())
+from tilewright.targets.npu.estimates import layers_of
+from tilewright.targets.npu.signed import signed
 
 
 def test_a_network_of_known_operators_is_one_region(tmp_path: Path) -> None:
@@ -127,6 +90,20 @@ def test_the_layers_cycles_add_up_to_those_of_the_whole(tmp_path: Path) -> None:
             assert by_unit[layer.name]["macs"] == 16 * 27 * 64
             assert f"{by_unit[layer.name]['cycles']:,} cycles" in layer.reason
     assert {layer.op for layer in build.layers} == {"Conv", "Gemm"}
+
+
+def test_layers_are_told_only_where_vela_counts_the_same_operators() -> None:
+    device = vela.Device.of(U85.settings, U85.name)
+    graph = signed(network()).sorted()
+    units, _ = regions.taken_units(graph, device, silent)
+    region = regions.lowered(graph, units[:1], device)
+    compiled = vela.compile_tosa(region.data, device, raw=True)
+    with pytest.raises(AssertionError, match="Vela read"):
+        layers_of(compiled, region.origins[1:])
+
+
+def test_a_layer_without_a_row_of_its_own_is_told_to_run_with_another() -> None:
+    assert write._told([], sparse=False).startswith("Vela runs it together with another layer")
 
 
 # ---- 2:4 ----
@@ -262,119 +239,3 @@ def test_a_model_at_two_sizes_runs_at_both(tmp_path: Path) -> None:
     for graph, n in zip(graphs, (4, 2), strict=True):
         feeds = {"x": normal(n, 8)}
         np.testing.assert_allclose(run(feeds)["y"], oracle.run(graph, feeds)["y"], atol=0.1)
-
-
-# ---- refusals ----
-
-
-def test_a_model_without_integers_is_refused(tmp_path: Path) -> None:
-    graph = small_graph(
-        "g (float[1,8] x) => (float[1,4] y) { y = MatMul(x, w) }", w=normal(8, 4)
-    )
-    with pytest.raises(CannotLower, match="the model has none among its 1 nodes"):
-        built(graph, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_open_dimensions_are_refused(tmp_path: Path) -> None:
-    graph = small_graph(
-        "g (float[n,8] x) => (float[n,4] y) { y = MatMul(x, w) }", w=normal(8, 4)
-    )
-    with pytest.raises(CannotLower, match=r'"x" is \[\'n\', 8\]. Fix its open dimensions'):
-        built(graph, tmp_path)
-
-
-def test_a_model_of_nothing_that_the_device_runs_says_why(tmp_path: Path) -> None:
-    text = "g (float[1,8] x) => (float[1,8] y) { a = MatMul(x, w) y = Softmax(a) }"
-    graph = quantized(small_graph(text, w=normal(8, 8)), normal(5, 8))
-    for node in graph.nodes:
-        if node.op == "QuantizeLinear":
-            scale = node.inputs[1]
-            node.inputs[1] = type(scale)(f"{scale.name}/nan", np.array(np.nan, np.float32))
-    with pytest.raises(CannotLower, match=r"can run no operator of this model: .*is nan"):
-        built(graph, tmp_path)
-
-
-def test_a_bias_of_nan_stays_on_the_cpu(tmp_path: Path) -> None:
-    graph = network()
-    bias = graph.gs.tensors()["bias"]
-    bias.values = np.full(16, np.nan, np.float32)
-    notes = {n.reason for n in built(graph, tmp_path).islands}
-    assert "Conv: its bias is NaN or infinite" in notes
-
-
-def test_a_region_that_vela_refuses_is_an_error_with_its_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> object:
-        raise vela.VelaRefused("Out of memory")
-
-    monkeypatch.setattr(write, "compile_tosa", refuse)
-    with pytest.raises(CannotLower, match="not all together: Out of memory"):
-        built(network(), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "said"),
-    [
-        ("accelerator", "ethos-u99-256", "there are ethos-u55-32"),
-        ("accelerator", "ethos-u85-300", "ethos-u85-2048"),
-        ("system", "Nowhere", r'asks for "Nowhere"; Vela has Ethos_U55_Deep_Embedded'),
-        ("memory", "None", r'asks for "None"; Vela has Sram_Only'),
-    ],
-)
-def test_a_target_that_vela_does_not_know_is_refused(
-    key: str, value: str, said: str, tmp_path: Path
-) -> None:
-    target = replace(U85, settings={**U85.settings, key: value})
-    with pytest.raises(UnusableInput, match=said):
-        built(network(), tmp_path, target)
-
-
-def test_a_target_without_an_accelerator_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnusableInput, match="lacks the key 'accelerator'"):
-        built(network(), tmp_path, replace(U85, settings={}))
-
-
-def test_every_target_of_the_backend_builds(tmp_path: Path) -> None:
-    names = [name for name in target_files() if name.startswith("edge-npu")]
-    assert len(names) >= 4
-    for name in names:
-        (tmp_path / name).mkdir()
-        build = built(network(), tmp_path / name, find_target(name))
-        assert build.details["macs_on_npu"] == "100.0%", name
-        estimate = backend.NpuBackend().estimate(tmp_path / name, find_target(name), silent)
-        assert estimate.cycles > 0
-
-
-def test_measuring_is_refused(tmp_path: Path) -> None:
-    tuning = Tuning(4, 1.0, 1, Timings(tmp_path / "timings.sqlite"))
-    with pytest.raises(UnusableInput, match="--tune measures on the device"):
-        backend.NpuBackend().build([network()], U85, tmp_path, silent, tuning)
-    with pytest.raises(UnusableInput, match="is not timed"):
-        backend.NpuBackend().steps(network(), U85, tmp_path, {}, 1, backend.REFERENCE)
-
-
-@pytest.mark.parametrize(
-    ("feeds", "said"),
-    [
-        (None, "found nothing"),
-        ({"z": np.zeros(3)}, r"There is no input \['z'\]"),
-        ({}, "found nothing"),
-        ({"x": np.zeros((1, 3, 16, 16))}, "found float64"),
-        ({"x": np.zeros((2, 3, 16, 16), np.float32)}, r"found float32 \[2, 3, 16, 16\]"),
-    ],
-)
-def test_feeds_that_do_not_fit_are_refused(feeds: Any, said: str, tmp_path: Path) -> None:
-    built(network(), tmp_path)
-    with pytest.raises(UnusableInput, match=said):
-        backend.NpuBackend().load(tmp_path)(feeds)
-
-
-def test_a_damaged_region_is_refused_and_the_process_goes_on(tmp_path: Path) -> None:
-    built(network(), tmp_path)
-    path = tmp_path / "region_1.tosa"
-    path.write_bytes(path.read_bytes()[:100])
-    run = backend.NpuBackend().load(tmp_path)
-    with pytest.raises(UnusableInput, match=r"cannot run region_1.tosa"):
-        run({"x": normal(1, 3, 16, 16)})

@@ -7,23 +7,12 @@ import pytest
 
 from tests.graphs import DEVICE
 from tests.small_models import normal, small_graph
-from tilewright import oracle
+from tests.targets.npu_units import U55, found_and_expected, on_device
 from tilewright.calibration import Calibration
-from tilewright.graph import Graph, with_outputs
+from tilewright.graph import Graph
 from tilewright.passes.quantize.static import Quantize
-from tilewright.protocol import Context, Note, silent
+from tilewright.protocol import Context
 from tilewright.targets.npu.signed import signed
-from tilewright.targets.npu.units import Unit
-
-MISSING = "the extra [npu] is not installed"
-program = pytest.importorskip("tilewright.targets.npu.program", reason=MISSING)
-regions = pytest.importorskip("tilewright.targets.npu.regions", reason=MISSING)
-vela = pytest.importorskip("tilewright.targets.npu.vela", reason=MISSING)
-pytest.importorskip("tosa_reference_model", reason=MISSING)
-pytest.importorskip("ethosu", reason=MISSING)
-
-U85 = vela.Device("ethos-u85-256", "Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_384KB")
-U55 = vela.Device("ethos-u55-128", "Ethos_U55_High_End_Embedded", "Shared_Sram")
 
 IMAGE, ROWS = "float[1,8,10,12]", "float[1,6,16]"
 
@@ -192,30 +181,6 @@ def quantized(case: Case) -> tuple[Graph, np.ndarray]:
     calibration = Calibration.from_arrays({"x": x}, graph.inputs)
     outcome = Quantize(everywhere=True)(graph, Context(DEVICE, calibration))
     return signed(outcome.graph).sorted(), x[:1]
-
-
-def on_device(graph: Graph, device: object = U85) -> tuple[list[Unit], list[Note]]:
-    units, notes = regions.taken_units(graph, device, silent)
-    return units, notes
-
-
-def found_and_expected(
-    graph: Graph, units: list[Unit], x: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the integers of each unit, alone in the reference model and in onnxruntime."""
-    names = sorted({t.name for u in units for t in (*u.inputs, u.out.tensor)})
-    values = oracle.run(with_outputs(graph, names), {"x": x})
-    pairs = []
-    for unit in units:
-        region = regions.lowered(graph, [unit], U85)
-        fed = [
-            np.ascontiguousarray(values[v.tensor.name].transpose(v.axes)) for v in region.inputs
-        ]
-        (flat,) = program.run_tosa(region.data, fed, unit.name)
-        (out,) = region.outputs
-        found = flat.reshape(out.tensor.shape).transpose(np.argsort(out.axes))
-        pairs.append((found.astype(int), values[unit.out.tensor.name].astype(int)))
-    return pairs
 
 
 @pytest.mark.parametrize("name", CASES)
