@@ -15,7 +15,8 @@ class Gate:
     """Which artifacts to compare, with what, and how much worse each figure may be (shares).
 
     `before` is the artifact that is timed in turns with the one of `artifacts`; without it,
-    `baseline` is a file of figures, which `update` writes.
+    `baseline` is a file of figures, which `update` writes. `device` overrules where artifacts
+    were compiled to run.
     """
 
     artifacts: tuple[Path, ...]
@@ -28,6 +29,7 @@ class Gate:
     latency: bool = True
     task: str | None = None
     threads: int | None = None
+    device: str | None = None
     markdown: Path | None = None
     junit: Path | None = None
     history: Path | None = None

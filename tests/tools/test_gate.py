@@ -136,11 +136,25 @@ def test_every_count_that_a_backend_tells_is_judged_and_nothing_else_of_it(
     change_manifest(small, tell)
     with_baseline(run, small, more=("--no-latency",))
     counts = json.loads(Path("base.json").read_text())["artifacts"]["a.tw"]["counts"]
-    assert {"calls": 9, "arena_bytes": 640, "estimated_cycles": 1e6}.items() <= counts.items()
+    told = {"calls": 9, "arena_bytes": 640, "estimated_cycles (made up)": 1e6}
+    assert told.items() <= counts.items()
     assert "cores" not in counts
     change_manifest(small, lambda m: m["estimated_cycles"].update(value=1.1e6))
     ended = run("gate", small, "--baseline", "base.json", "--no-latency")
-    assert (ended.code, "estimated_cycles of" in ended.err) == (1, True)
+    assert (ended.code, "estimated_cycles (made up) of" in ended.err) == (1, True)
+
+
+def test_cycles_that_another_model_estimates_are_told_and_not_judged(
+    run: Cli, small: Path, large: Path
+) -> None:
+    for folder, value, by in ((small, 2e6, "Vela 6"), (large, 1e6, "Vela 5")):
+        estimate = {"estimated_cycles": {"value": value, "model": by}}
+        artifact.seal(folder, artifact.read(folder) | estimate)
+    ended = run("gate", small, "--against", large, "--no-latency", "--json")
+    found = {check["name"]: check["reason"] for check in ended.json()["checks"]}
+    assert ended.code == 0
+    assert found["estimated_cycles (Vela 5)"] == "there is such a figure only before"
+    assert found["estimated_cycles (Vela 6)"] == "there is such a figure only now"
 
 
 def test_a_count_that_is_new_or_gone_is_told_and_not_judged(run: Cli, small: Path) -> None:
@@ -276,6 +290,33 @@ def test_an_artifact_of_an_older_version_that_names_no_device_is_timed_here(
     assert found["latency"] == "passed"
 
 
+def test_another_device_may_be_asked_for_than_artifacts_were_compiled_for(
+    run: Cli, small: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on: list[str] = []
+
+    def timed(_: Faithful, folder: Path, feeds: object, threads: int, device: str) -> Samples:
+        on.append(device)
+        return Samples((1000,))
+
+    monkeypatch.setattr(Faithful, "find_device", lambda _, asked: str(asked))
+    monkeypatch.setattr(Faithful, "time", timed)
+    for folder in (small, large):
+        change_manifest(folder, lambda m: m.update(device="qemu"))
+    fleet = ("--tracker", "10.0.0.2:9190", "--key", "pi4")
+    assert run("gate", small, "--against", large, *fleet).code == 0
+    assert set(on) == {"tracker://10.0.0.2:9190/pi4"}
+
+
+def test_a_device_that_no_artifact_runs_on_is_refused(
+    run: Cli, small: Path, large: Path
+) -> None:
+    ended = run("gate", small, "--against", large, "--device", "qemu")
+    refused(ended, "--device qemu: nothing here can be run there", 'a.tw for "host"')
+    change_manifest(small, lambda m: m.update(device="board"))
+    refused(run("gate", small, "--against", large, "--device", "no"), "--device no: there is")
+
+
 # ---- scores ----
 
 
@@ -322,6 +363,39 @@ def test_a_score_may_lose_its_own_budget(
     scores["a.tw"] = now
     shared = ("--baseline", "base.json", "--task", task, "--no-latency", "--json")
     assert statuses(run("gate", small, *shared))[task] == status
+
+
+@pytest.mark.parametrize(
+    ("latency", "option", "scored", "device", "unit"),
+    [
+        ({"median_ms": 1.0}, (), "a.tw", "board", "exact"),
+        (None, (), "a.tw/model.onnx", None, "exact of model.onnx"),
+        (None, ("--device", "pi"), "a.tw", "pi", "exact"),
+    ],
+)
+def test_a_task_is_scored_on_the_device_or_on_model_onnx_where_it_is_emulated(
+    run: Cli,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    latency: object,
+    option: tuple[str, ...],
+    scored: str,
+    device: str | None,
+    unit: str,
+) -> None:
+    calls = []
+
+    def evaluate(model: str, task: str, **options: Any) -> dict[str, float]:
+        calls.append((model, options["device"]))
+        return {"value": 0.5}
+
+    monkeypatch.setattr(gate_subject, "evaluate_task", evaluate)
+    monkeypatch.setattr(Faithful, "find_device", lambda _, asked: str(asked))
+    change_manifest(small, lambda m: m.update(device="board", latency=latency))
+    shared = ("gate", small, "--against", small, "--no-latency", *option, "--json")
+    found = run(*shared, "--task", "ocr-exact").json()["checks"]
+    assert calls == [(scored, device)] * 2
+    assert [c["unit"] for c in found if c["name"] == "ocr-exact"] == [unit]
 
 
 def test_a_score_that_the_baseline_lacks_or_that_is_no_number_is_refused(
