@@ -639,6 +639,25 @@ def test_wrong_use_is_one_message_before_anything_is_timed(
     assert set(os.listdir()) - before <= {"h"}
 
 
+@pytest.mark.parametrize("option", ["--markdown", "--junit", "--json", "--baseline"])
+def test_a_device_or_a_pipe_is_not_replaced_and_the_option_is_named(
+    run: Cli, small: Path, option: str
+) -> None:
+    os.mkfifo("pipe")
+    what = ("--update",) if option == "--baseline" else ("--against", small)
+    shared = ("gate", small, "--no-latency", *what)
+    ended = run(*shared, option, "pipe")
+    refused(ended, '"pipe" is a device or a pipe', f"give {option} the name of a file")
+    assert Path("pipe").is_fifo()
+    refused(run(*shared, option, "no/x"), 'the folder "no"', f"another place with {option}.")
+
+
+def test_two_names_of_one_file_are_the_same(run: Cli, small: Path) -> None:
+    Path("link").symlink_to("table.md")
+    ended = run("gate", small, "--against", small, "--markdown", "table.md", "--junit", "link")
+    refused(ended, "two of the files to write are the same")
+
+
 def test_two_artifacts_of_one_name_are_refused(run: Cli, small: Path) -> None:
     os.mkdir("other")
     os.rename(small, "other/a.tw")
