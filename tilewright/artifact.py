@@ -56,7 +56,7 @@ def writing(folder: Path) -> Iterator[Path]:
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         refused = f'"{folder.parent}" takes no new folder ({error.strerror})'
-        raise _no_place(folder, _NO_PLACE.get(error.errno or 0, refused)) from error
+        raise _no_place(folder, _NO_PLACE.get(error.errno or 0, refused), "--output") from error
     try:
         with _named_obstacles(folder):
             aside.chmod(0o777 & ~_umask())
@@ -149,12 +149,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def obstacle(error: BaseException, place: Path) -> UnusableInput | None:
-    """Return what to tell the user where an error says that a place cannot be written to."""
+def obstacle(
+    error: BaseException, place: Path, option: str = "--output"
+) -> UnusableInput | None:
+    """Return what to tell the user where an error says that a place cannot be written to.
+
+    `option` is what named the place.
+    """
     found = error
     while found is not None:
         if isinstance(found, OSError) and found.errno in _NO_PLACE:
-            return _no_place(place, _NO_PLACE[found.errno])
+            return _no_place(place, _NO_PLACE[found.errno], option)
         found = found.__cause__ or found.__context__  # type: ignore[assignment]
     return None
 
@@ -170,14 +175,14 @@ def _named_obstacles(folder: Path) -> Iterator[None]:
             raise named from error
         # Compilers and linkers report a full disk in words of their own.
         if shutil.disk_usage(folder.parent).free < 1 << 16:
-            raise _no_place(folder, _NO_PLACE[errno.ENOSPC]) from error
+            raise _no_place(folder, _NO_PLACE[errno.ENOSPC], "--output") from error
         raise
 
 
-def _no_place(place: Path, reason: str) -> UnusableInput:
+def _no_place(place: Path, reason: str, option: str) -> UnusableInput:
     return UnusableInput(
         f'Output "{place}" cannot be written: {reason}. Nothing was left behind; '
-        "give another place with --output."
+        f"give another place with {option}."
     )
 
 

@@ -17,6 +17,8 @@ from tilewright.errors import UnusableInput
 
 Report = Callable[[str], None]
 
+_ADVICE = "Set TILEWRIGHT_CACHE to a folder where you may write."
+
 
 def quiet(message: str) -> None:
     """Drop a progress message."""
@@ -35,19 +37,19 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
+def write_aside(path: Path, advice: str = _ADVICE) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder at; rename it to `path` on success.
 
     On any exception what was written is removed and `path` stays as it was. Raises
-    UnusableInput where nothing can be written there.
+    UnusableInput, with `advice` on what to do, where nothing can be written there.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
         raise UnusableInput(
-            f'The cache folder "{path.parent}" cannot be created or written to: '
-            f"{error.strerror}. Set TILEWRIGHT_CACHE to a folder where you may write."
+            f'The folder "{path.parent}" cannot be created or written to: {error.strerror}. '
+            f"{advice}"
         ) from error
     try:
         aside = scratch / path.name

@@ -3,9 +3,9 @@
 Exact figures (bytes, kernels, a score) are compared as they are. Times are noisy, and are
 judged by ratios: each run gives now / before, taken in turns on one machine by a process each.
 Where memory happens to lie makes a process faster or slower for all its life, so only runs in
-new processes are independent, and only they count as evidence. A run's ratio is that of the
-fastest calls, for what disturbs a call only ever adds to its time (Chen & Revels, "Robust
-benchmarking in noisy environments", 2016).
+new processes, on new copies of the files, are independent, and only they count as evidence. A
+run's ratio is that of the fastest calls, for what disturbs a call only ever adds to its time
+(Chen & Revels, "Robust benchmarking in noisy environments", 2016).
 
 The test of times is sequential. After 8, 16 and 24 runs it looks at the band that holds the
 median ratio: from the (k + 1)-th smallest to the (k + 1)-th largest.
@@ -18,11 +18,19 @@ median ratio: from the (k + 1)-th smallest to the (k + 1)-th largest.
 So what seems slower is always measured again before it fails. The band is that of the sign
 test (Conover, "Practical Nonparametric Statistics", 3.4), and asks nothing of the noise's
 shape: heavy tails, bursts and several states of the machine are alike to it, and drift cancels
-within each ratio. Whatever the noise, at most 0.6 % of the gates fail where nothing changed,
-and at most 1 % pass what is slower by the budget. That this then fails, and is not left
-undecided, takes less noise than that: in 95 % of the gates where the ratios of runs have a
-standard deviation of 3/4 of the budget. What is slower by less passes, unless its band reaches
-the budget: the threshold lies below the budget by as much as the noise leaves open.
+within each ratio. Two artifacts that are timed in turns are put in order by a coin for every
+run, so that where both are the same a ratio is above 1 as often as below, whatever the noise,
+and runs need not be independent: at most 0.6 % of these gates fail where nothing changed. At
+most 1 % pass what is slower by the budget, where runs are independent. That this then fails,
+and is not left undecided, takes less noise than that: in 95 % of the gates where the ratios of
+runs have a standard deviation of 3/4 of the budget. What is slower by less passes, unless its
+band reaches the budget: the threshold lies below it by as much as the noise leaves open.
+
+Against a baseline the ratios are quotients, of a ratio to a reference now and of one then. The
+same holds as long as both are of one distribution. What shifts the ratio to the reference for
+a whole session (a kernel, a clock, a neighbour that suits one of the two) moves all quotients
+alike, and looks like a change of the artifact. All later gates are compared with the same 24
+runs, too: where those were lucky, more than 0.6 % of them fail.
 """
 
 import math

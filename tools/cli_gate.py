@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from tilewright.tools.arguments import PATH, THREADS
+from tilewright.tools.arguments import PATH, THREADS, device_options
 from tilewright.tools.command import JSON_OR_FILE, command
 from tilewright.tools.console import Console
 
@@ -28,6 +28,7 @@ from tilewright.tools.console import Console
     "--latency/--no-latency", default=True, help="Time what this machine runs, or count alone."
 )
 @THREADS
+@device_options
 @click.option("--markdown", type=PATH, help="Write the table as Markdown to this file.")
 @click.option("--junit", type=PATH, help="Write JUnit XML to this file.")
 @click.option("--history", type=PATH, help="Add the checks to this SQLite file.")
@@ -45,6 +46,7 @@ def gate_command(
     update: bool,
     latency: bool,
     threads: int | None,
+    device: str | None,
     markdown: Path | None,
     junit: Path | None,
     history: Path | None,
@@ -71,6 +73,7 @@ def gate_command(
         latency=latency,
         task=task,
         threads=threads,
+        device=device,
         markdown=markdown,
         junit=junit,
         history=history,

@@ -51,7 +51,7 @@ def command(
 def _console(json: bool | Path | None) -> Console:
     if not isinstance(json, Path) or str(json) == "-":
         return Console(as_json=bool(json))
-    check_place(json)
+    check_place(json, "--json")
     return Console(as_json=False, file=json)
 
 

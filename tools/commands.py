@@ -23,6 +23,7 @@ from tilewright.tools.engines import check_engine
 from tilewright.tools.evaluate_task import evaluate_task
 from tilewright.tools.find_feeds import first_feeds, samples_of, sizes_of
 from tilewright.tools.find_target import parse_pipeline
+from tilewright.tools.give_device import devices_of
 from tilewright.tools.job import Job
 from tilewright.tools.load_artifact import load_any
 from tilewright.tools.measure_engines import OURS, measure_engines
@@ -181,13 +182,18 @@ def run_verify(
     device: str | None,
     console: Console,
 ) -> None:
-    """Compare two models on the samples of a file. Raises CheckFailed where they disagree."""
+    """Compare two models on the samples of a file. Raises CheckFailed where they disagree.
+
+    `device` is for the artifacts that run beside this machine. Raises UnusableInput for none.
+    """
     with console.working():
         samples = samples_of(data, first)
         threads = count_threads(threads, console.report)
         a, b = (
-            load_any(model, threads, device if Path(model).is_dir() else None)
-            for model in (first, second)
+            load_any(model, threads, place)
+            for model, place in zip(
+                (first, second), devices_of((first, second), device), strict=True
+            )
         )
         found = [compare(a(feeds), b(feeds)) for feeds in samples.feeds()]
     worst: Difference = max(found, key=lambda each: each.max_rel_error)

@@ -46,7 +46,7 @@ class Console:
         if self._as_json:
             print(json.dumps(value))
         if self._file is not None:
-            with replacing(self._file) as aside:
+            with replacing(self._file, "--json") as aside:
                 aside.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
     def text(self, line: str) -> None:

@@ -17,7 +17,7 @@ from tilewright.tools.gate_before import (
     measured_entry,
 )
 from tilewright.tools.gate_job import Gate
-from tilewright.tools.gate_subject import Subject, read_subject
+from tilewright.tools.gate_subject import Subject, read_subjects
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def gate_artifacts(gate: Gate, report: Report) -> list[Check]:
     """
     subjects = _subjects(gate)
     if gate.before is not None:
-        other = read_subject(gate.before)
+        other = subjects.pop()
         befores = [before_in_artifact(each, other, gate, report) for each in subjects]
     else:
         assert gate.baseline is not None, "one of the two is given"
@@ -79,12 +79,14 @@ def updated_baseline(gate: Gate, report: Report) -> tuple[dict[str, Entry], list
 
 
 def _subjects(gate: Gate) -> list[Subject]:
+    """Return the artifacts, and the one to compare with behind them, if there is one."""
     if gate.task is not None:
         from tilewright.frontends import zoo
 
         if gate.task not in zoo.TASKS:
             raise UnknownName("task", gate.task, zoo.TASKS)
-    return [read_subject(folder) for folder in gate.artifacts]
+    others = [] if gate.before is None else [gate.before]
+    return read_subjects([*gate.artifacts, *others], gate.device)
 
 
 def _checks(subject: Subject, before: Before, gate: Gate, report: Report) -> Iterator[Check]:
@@ -112,4 +114,5 @@ def _score(subject: Subject, before: Before, gate: Gate, task: str, report: Repo
     was, now = before.scores[task], subject.score(task, gate.threads, report)
     known, budget = zoo.TASKS[task], gate.accuracy_budget
     verdict = judge(was, now, budget, more_is_better=known.higher_is_better)
-    return Check(subject.name, task, known.metric, was, now, budget, verdict)
+    unit = f"{known.metric} of model.onnx" if subject.is_emulated else known.metric
+    return Check(subject.name, task, unit, was, now, budget, verdict)

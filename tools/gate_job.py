@@ -1,5 +1,6 @@
 """Gate: what a user asks `tilewright gate` for, checked before any work."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ class Gate:
     """Which artifacts to compare, with what, and how much worse each figure may be (shares).
 
     `before` is the artifact that is timed in turns with the one of `artifacts`; without it,
-    `baseline` is a file of figures, which `update` writes.
+    `baseline` is a file of figures, which `update` writes. `device` overrules where artifacts
+    were compiled to run.
     """
 
     artifacts: tuple[Path, ...]
@@ -28,6 +30,7 @@ class Gate:
     latency: bool = True
     task: str | None = None
     threads: int | None = None
+    device: str | None = None
     markdown: Path | None = None
     junit: Path | None = None
     history: Path | None = None
@@ -67,16 +70,20 @@ class Gate:
             yield f"--plot {self.plot}: it draws the file of --history. Give that, too."
         if self.update and (self.history is not None):
             yield "--update judges nothing that --history could keep. Leave one of them out."
-        written = [*self.outputs, *([self.history] if self.history else [])]
-        if len({path.absolute() for path in written}) < len(written):
+        written = [*self.outputs.values(), *([self.history] if self.history else [])]
+        if len(set(map(os.path.realpath, written))) < len(written):
             yield "two of the files to write are the same. Give each a name of its own."
 
     @property
-    def outputs(self) -> tuple[Path, ...]:
-        """The files that are written whole."""
-        new_baseline = self.baseline if self.update else None
-        places = (self.markdown, self.junit, self.plot, new_baseline)
-        return tuple(place for place in places if place is not None)
+    def outputs(self) -> dict[str, Path]:
+        """The files that are written whole, by the options that name them."""
+        places = {
+            "--markdown": self.markdown,
+            "--junit": self.junit,
+            "--plot": self.plot,
+            "--baseline": self.baseline if self.update else None,
+        }
+        return {option: place for option, place in places.items() if place is not None}
 
 
 def parse_share(option: str, text: str) -> float:

@@ -1,8 +1,9 @@
 """Measure engines against each other: a process each, taking turns.
 
 Two spinning thread pools in one process spoil each other's times, and a machine's speed drifts;
-so every engine has a process of its own and they run in rounds, A B A B. A waiting process is
-blocked on its stdin and takes no time from the others.
+so every engine has a process of its own and they run in rounds, A B B A: who comes second finds
+another machine than who comes first. A waiting process is blocked on its stdin and takes no
+time from the others.
 """
 
 import contextlib
@@ -123,7 +124,8 @@ def measure_engines(
             worker.round(WARM_UP_SECONDS)
         for index in range(rounds):
             report(f"timing {', '.join(models)}: round {index + 1} of {rounds}")
-            for engine, worker in workers.items():
+            order = list(workers.items())
+            for engine, worker in order[:: -1 if index % 2 else 1]:
                 before = _probed(probe)
                 taken[engine].append(worker.round(round_seconds))
                 if probe is not None:

@@ -24,7 +24,10 @@ def run_gate(gate: Gate, console: Console) -> None:
     if gate.history is not None:
         History(gate.history).check()
     with console.working(), contextlib.ExitStack() as whole:
-        places = {place: whole.enter_context(replacing(place)) for place in gate.outputs}
+        places = {
+            place: whole.enter_context(replacing(place, option))
+            for option, place in gate.outputs.items()
+        }
         checks = gate_artifacts(gate, console.report)
         _write(gate, checks, places)
     console.table(COLUMNS, [check_row(check) for check in checks])
@@ -44,7 +47,7 @@ def run_gate(gate: Gate, console: Console) -> None:
 def run_update(gate: Gate, console: Console) -> None:
     """Make what the artifacts are now the baseline."""
     assert gate.baseline is not None, "--update was checked to have one"
-    with console.working(), replacing(gate.baseline) as aside:
+    with console.working(), replacing(gate.baseline, "--baseline") as aside:
         entries, names = updated_baseline(gate, console.report)
         aside.write_text(baseline_text(entries), encoding="utf-8")
     rows = [

@@ -1,8 +1,9 @@
 """Share jobs out among devices of one kind, some of which may fail meanwhile."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 from tilewright.errors import DeviceFailed
@@ -21,15 +22,17 @@ def share_jobs(
 
     There is a thread for each device. Where a device fails its job goes back, and is done by
     another one, or by the one that the thread gets next. `report` is told of each failure.
-    Raises DeviceFailed where a job is left that no device did.
+    Raises DeviceFailed where a job is left that no device did. At any other error, and at
+    Ctrl-C, no further job begins.
     """
     left = deque(range(len(jobs)))
     results: dict[int, R] = {}
     failures: list[DeviceFailed] = []
+    stopped = threading.Event()
 
     def work() -> None:
         failed = 0
-        while left and failed < _PATIENCE:
+        while left and failed < _PATIENCE and not stopped.is_set():
             try:
                 number = left.popleft()
             except IndexError:  # another thread was faster
@@ -42,10 +45,17 @@ def share_jobs(
                 failures.append(error)
                 failed += 1
                 report(f"{error} What it was doing is done once more, on another if there is.")
+            except BaseException:
+                stopped.set()
+                raise
 
     with ThreadPoolExecutor(max(1, min(devices, len(jobs)))) as pool:
-        for thread in [pool.submit(work) for _ in range(devices)]:
-            thread.result()
+        try:
+            for thread in as_completed([pool.submit(work) for _ in range(devices)]):
+                thread.result()
+        except BaseException:
+            stopped.set()  # leaving the pool waits for what its threads do
+            raise
     if left:
         work()  # the last device failed when the others had nothing left to do
     if left:

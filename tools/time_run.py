@@ -1,17 +1,28 @@
-"""Time one run of the gate: two models in turns, each started anew."""
+"""Time one run of the gate: two models in turns, each started anew.
 
+A coin says who goes first in the first round of a run, and the order turns from round to round.
+So what comes of the order cancels within a run; and what the machine does at some time cannot
+know on which of the two it falls, even where it does so again in every run.
+"""
+
+import secrets
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tilewright.gate import run_ratio
 from tilewright.measurement import Samples, machine
 from tilewright.protocol import Backend, Feeds, Report
 from tilewright.tools.measure_engines import OURS, measure_engines
 
-# A median over five rounds outlives two that were disturbed; each has two calls at least.
-_ROUNDS, _ROUND_SECONDS = 5, 0.1
+T = TypeVar("T")
+
+# Each order has three rounds. Their median outlives two that were disturbed; each round has two
+# calls at least.
+_ROUNDS, _ROUND_SECONDS = 6, 0.1
 
 
 @dataclass(frozen=True)
@@ -29,23 +40,24 @@ class Duel:
     report: Report
 
     def run(self, index: int) -> float:
-        """Return the artifact's time over the other's. Raises UnusableInput as engines do.
-
-        In odd runs the other one goes first: who comes second finds the machine warm.
-        """
+        """Return the artifact's time over the other's. Raises UnusableInput as engines do."""
         self.report(f"{self.artifact.name}: run {index + 1} against {self.engine}")
         now, before = (f"gate: {path}" for path in (self.artifact, f"before, {self.other}"))
-        sides = {now: self.artifact, before: self.other}
-        if index % 2:
-            sides = dict(reversed(sides.items()))
-        contest = measure_engines(
-            sides,
-            self.feeds,
-            self.threads,
-            rounds=_ROUNDS,
-            round_seconds=_ROUND_SECONDS,
-            engine_of={now: OURS, before: self.engine},
-        )
+        with tempfile.TemporaryDirectory(prefix="tilewright-gate-") as folder:
+            sides = {
+                name: _copied(path, Path(folder) / str(place))
+                for place, (name, path) in enumerate(
+                    _in_either_order((now, self.artifact), (before, self.other))
+                )
+            }
+            contest = measure_engines(
+                sides,
+                self.feeds,
+                self.threads,
+                rounds=_ROUNDS,
+                round_seconds=_ROUND_SECONDS,
+                engine_of={now: OURS, before: self.engine},
+            )
         return run_ratio(contest.rounds[now], contest.rounds[before])
 
 
@@ -68,10 +80,10 @@ class DeviceDuel:
     def run(self, index: int) -> float:
         """Return the artifact's time over the other's, each loaded anew for every run."""
         self.report(f"{self.artifact.name}: run {index + 1} on {self.device}")
-        order = [self.artifact, self.other][:: -1 if index % 2 else 1]
+        order = _in_either_order(self.artifact, self.other)
         taken: dict[Path, list[Samples]] = {path: [] for path in order}
-        for _ in range(_ROUNDS):
-            for path in order:
+        for index_of_round in range(_ROUNDS):
+            for path in order[:: -1 if index_of_round % 2 else 1]:
                 samples = self._time(path)
                 assert samples is not None, "a real device stays one"
                 taken[path].append(samples)
@@ -79,6 +91,21 @@ class DeviceDuel:
 
     def _time(self, folder: Path) -> Samples | None:
         return self.backend.time(folder, self.feeds, self.threads, self.device)
+
+
+def _in_either_order(one: T, other: T) -> tuple[T, T]:
+    return (other, one) if secrets.randbelow(2) else (one, other)
+
+
+def _copied(path: Path, folder: Path) -> Path:
+    """Copy an artifact for one run, which maps its weights into memory.
+
+    Pages of a file lie where they lie for all processes: a place that suits it, or does not,
+    would be the same in every run.
+    """
+    if not path.is_dir():
+        return path
+    return Path(shutil.copytree(path, folder / path.absolute().name))
 
 
 def timing_machine(threads: int) -> Mapping[str, Any]:

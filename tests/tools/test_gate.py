@@ -29,7 +29,7 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         models: Mapping[str, Path], feeds: Mapping[str, np.ndarray], threads: int, **_: object
     ) -> Contest:
         taken = {
-            side: [Samples((round(1000 * times.get(path.name, 100.0)),))] * 5
+            side: [Samples((round(1000 * times.get(path.name, 100.0)),))] * 6
             for side, path in models.items()
         }
         return Contest(taken, threads)
@@ -136,11 +136,25 @@ def test_every_count_that_a_backend_tells_is_judged_and_nothing_else_of_it(
     change_manifest(small, tell)
     with_baseline(run, small, more=("--no-latency",))
     counts = json.loads(Path("base.json").read_text())["artifacts"]["a.tw"]["counts"]
-    assert {"calls": 9, "arena_bytes": 640, "estimated_cycles": 1e6}.items() <= counts.items()
+    told = {"calls": 9, "arena_bytes": 640, "estimated_cycles (made up)": 1e6}
+    assert told.items() <= counts.items()
     assert "cores" not in counts
     change_manifest(small, lambda m: m["estimated_cycles"].update(value=1.1e6))
     ended = run("gate", small, "--baseline", "base.json", "--no-latency")
-    assert (ended.code, "estimated_cycles of" in ended.err) == (1, True)
+    assert (ended.code, "estimated_cycles (made up) of" in ended.err) == (1, True)
+
+
+def test_cycles_that_another_model_estimates_are_told_and_not_judged(
+    run: Cli, small: Path, large: Path
+) -> None:
+    for folder, value, by in ((small, 2e6, "Vela 6"), (large, 1e6, "Vela 5")):
+        estimate = {"estimated_cycles": {"value": value, "model": by}}
+        artifact.seal(folder, artifact.read(folder) | estimate)
+    ended = run("gate", small, "--against", large, "--no-latency", "--json")
+    found = {check["name"]: check["reason"] for check in ended.json()["checks"]}
+    assert ended.code == 0
+    assert found["estimated_cycles (Vela 5)"] == "there is such a figure only before"
+    assert found["estimated_cycles (Vela 6)"] == "there is such a figure only now"
 
 
 def test_a_count_that_is_new_or_gone_is_told_and_not_judged(run: Cli, small: Path) -> None:
@@ -224,20 +238,6 @@ def test_the_larger_of_two_artifacts_fails_by_its_counts(
     assert run("gate", large, "--against", small, "--count-budget", "200%").code == 0
 
 
-def test_who_is_timed_first_changes_from_run_to_run(
-    run: Cli, small: Path, large: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    order = []
-
-    def measure(models: Mapping[str, Path], *_: object, **__: object) -> Contest:
-        order.append([path.name for path in models.values()])
-        return Contest({side: [Samples((1000,))] for side in models}, 1)
-
-    monkeypatch.setattr(time_run, "measure_engines", measure)
-    assert run("gate", small, "--against", large).code == 0
-    assert order[:3] == [["a.tw", "b.tw"], ["b.tw", "a.tw"], ["a.tw", "b.tw"]]
-
-
 def test_artifacts_of_one_device_beside_this_machine_are_timed_there(
     run: Cli, small: Path, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +290,33 @@ def test_an_artifact_of_an_older_version_that_names_no_device_is_timed_here(
     assert found["latency"] == "passed"
 
 
+def test_another_device_may_be_asked_for_than_artifacts_were_compiled_for(
+    run: Cli, small: Path, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on: list[str] = []
+
+    def timed(_: Faithful, folder: Path, feeds: object, threads: int, device: str) -> Samples:
+        on.append(device)
+        return Samples((1000,))
+
+    monkeypatch.setattr(Faithful, "find_device", lambda _, asked: str(asked))
+    monkeypatch.setattr(Faithful, "time", timed)
+    for folder in (small, large):
+        change_manifest(folder, lambda m: m.update(device="qemu"))
+    fleet = ("--tracker", "10.0.0.2:9190", "--key", "pi4")
+    assert run("gate", small, "--against", large, *fleet).code == 0
+    assert set(on) == {"tracker://10.0.0.2:9190/pi4"}
+
+
+def test_a_device_that_no_artifact_runs_on_is_refused(
+    run: Cli, small: Path, large: Path
+) -> None:
+    ended = run("gate", small, "--against", large, "--device", "qemu")
+    refused(ended, "--device qemu: nothing here can be run there", 'a.tw for "host"')
+    change_manifest(small, lambda m: m.update(device="board"))
+    refused(run("gate", small, "--against", large, "--device", "no"), "--device no: there is")
+
+
 # ---- scores ----
 
 
@@ -336,6 +363,39 @@ def test_a_score_may_lose_its_own_budget(
     scores["a.tw"] = now
     shared = ("--baseline", "base.json", "--task", task, "--no-latency", "--json")
     assert statuses(run("gate", small, *shared))[task] == status
+
+
+@pytest.mark.parametrize(
+    ("latency", "option", "scored", "device", "unit"),
+    [
+        ({"median_ms": 1.0}, (), "a.tw", "board", "exact"),
+        (None, (), "a.tw/model.onnx", None, "exact of model.onnx"),
+        (None, ("--device", "pi"), "a.tw", "pi", "exact"),
+    ],
+)
+def test_a_task_is_scored_on_the_device_or_on_model_onnx_where_it_is_emulated(
+    run: Cli,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    latency: object,
+    option: tuple[str, ...],
+    scored: str,
+    device: str | None,
+    unit: str,
+) -> None:
+    calls = []
+
+    def evaluate(model: str, task: str, **options: Any) -> dict[str, float]:
+        calls.append((model, options["device"]))
+        return {"value": 0.5}
+
+    monkeypatch.setattr(gate_subject, "evaluate_task", evaluate)
+    monkeypatch.setattr(Faithful, "find_device", lambda _, asked: str(asked))
+    change_manifest(small, lambda m: m.update(device="board", latency=latency))
+    shared = ("gate", small, "--against", small, "--no-latency", *option, "--json")
+    found = run(*shared, "--task", "ocr-exact").json()["checks"]
+    assert calls == [(scored, device)] * 2
+    assert [c["unit"] for c in found if c["name"] == "ocr-exact"] == [unit]
 
 
 def test_a_score_that_the_baseline_lacks_or_that_is_no_number_is_refused(
@@ -577,6 +637,25 @@ def test_wrong_use_is_one_message_before_anything_is_timed(
     before = set(os.listdir())
     refused(run("gate", small, *options), part)
     assert set(os.listdir()) - before <= {"h"}
+
+
+@pytest.mark.parametrize("option", ["--markdown", "--junit", "--json", "--baseline"])
+def test_a_device_or_a_pipe_is_not_replaced_and_the_option_is_named(
+    run: Cli, small: Path, option: str
+) -> None:
+    os.mkfifo("pipe")
+    what = ("--update",) if option == "--baseline" else ("--against", small)
+    shared = ("gate", small, "--no-latency", *what)
+    ended = run(*shared, option, "pipe")
+    refused(ended, '"pipe" is a device or a pipe', f"give {option} the name of a file")
+    assert Path("pipe").is_fifo()
+    refused(run(*shared, option, "no/x"), 'the folder "no"', f"another place with {option}.")
+
+
+def test_two_names_of_one_file_are_the_same(run: Cli, small: Path) -> None:
+    Path("link").symlink_to("table.md")
+    ended = run("gate", small, "--against", small, "--markdown", "table.md", "--junit", "link")
+    refused(ended, "two of the files to write are the same")
 
 
 def test_two_artifacts_of_one_name_are_refused(run: Cli, small: Path) -> None:

@@ -92,6 +92,7 @@ def run_action(folder: Path, **given: str) -> tuple[int, str, list[str]]:
 
 
 def _resolved(text: str, inputs: dict[str, str]) -> str:
+    text = text.replace("${{ github.action_path }}", str(ACTION.parent))
     return re.sub(r"\$\{\{ inputs\.([a-z-]+) \}\}", lambda match: inputs[match[1]], text)
 
 
@@ -105,7 +106,10 @@ def test_the_action_installs_compiles_both_models_and_compares_them(runner: Path
         budget="150%",  # made-up times: what comes second takes twice as long
     )
     assert code == 0
-    assert called[0] == "python -m pip install --quiet tilewright[zig]"
+    installed = called[0].removeprefix("python -m pip install --quiet ")
+    assert installed.endswith("[zig]")
+    assert Path(installed.removesuffix("[zig]")).resolve() == ROOT
+    assert (ROOT / "pyproject.toml").is_file()
     options = "--target faithful.toml --no-eval --sparsity 0 --seed 1"
     assert called[1].startswith(f"compile models/model.onnx {options} -o")
     assert called[2].startswith(f"compile base/model.onnx {options} -o")
@@ -134,6 +138,40 @@ def test_the_action_fails_with_the_table_where_a_count_grew(runner: Path) -> Non
 def test_the_action_passes_on_that_it_was_used_wrongly(runner: Path) -> None:
     code, summary, _ = run_action(runner, artifact="none.tw", base="none.tw", install="")
     assert (code, summary) == (2, "before\n")
+
+
+@pytest.mark.parametrize(("install", "pip"), [("", False), ("tilewright==1.0", True)])
+def test_what_the_action_installs_may_be_something_else_or_nothing(
+    runner: Path, install: str, pip: bool
+) -> None:
+    _, _, called = run_action(runner, artifact="none.tw", base="none.tw", install=install)
+    assert (called[0] == f"python -m pip install --quiet {install}") == pip
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_example_skips_a_model_that_the_base_branch_lacks_and_says_so(
+    tmp_path: Path, found: bool
+) -> None:
+    (tmp_path / "base" / "models").mkdir(parents=True)
+    if found:
+        (tmp_path / "base" / "models" / "model.onnx").touch()
+    steps = loaded(ROOT / ".github/workflows/gate-models.yml")["jobs"]["gate"]["steps"]
+    (look,) = (step for step in steps if step.get("id") == "base")
+    output = tmp_path / "output"
+    output.touch()
+    ended = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", look["run"]],
+        cwd=tmp_path,
+        env={**os.environ, "GITHUB_OUTPUT": str(output)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert output.read_text() == ("found=true\n" if found else "")
+    assert ended.stdout.startswith("::notice::models/model.onnx is new") != found
+    for step in steps[steps.index(look) + 1 :]:
+        if "setup-python" not in step["uses"]:
+            assert "steps.base.outputs.found == 'true'" in step["if"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -1,3 +1,4 @@
+import contextlib
 import sys
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from tests.small_models import normal, two_layers
 from tilewright.errors import UnusableInput
 from tilewright.measurement import Samples
+from tilewright.tools import measure_engines as measure
 from tilewright.tools.engines.time_engine import time_round
 from tilewright.tools.measure_engines import Contest, measure_engines
 
@@ -27,6 +29,30 @@ def test_each_engine_runs_in_a_process_of_its_own_and_they_take_turns(tmp_path: 
     assert list(found["ratio"]) == ["onnxruntime"]
     assert len(contest.rounds["tilewright"]) == 2
     assert said[-1] == "timing tilewright, onnxruntime: round 2 of 2"
+
+
+def test_who_comes_first_in_a_round_changes_from_round_to_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Worker:
+        version = ""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def round(self, _: float) -> Samples:
+            order.append(self.name)
+            return Samples((1,))
+
+    order: list[str] = []
+    monkeypatch.setattr(
+        measure, "_worker", lambda name, *_: contextlib.nullcontext(Worker(name))
+    )
+    models = {"tilewright": tmp_path, "onnxruntime": tmp_path}
+    contest = measure_engines(models, {}, threads=1, rounds=3)
+    ours, theirs = models
+    assert order[2:] == [ours, theirs, theirs, ours, ours, theirs]  # behind the warm-up
+    assert list(contest.rounds) == [ours, theirs]
 
 
 def test_an_engine_that_cannot_load_the_model_is_one_message(tmp_path: Path) -> None:

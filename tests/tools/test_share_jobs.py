@@ -1,6 +1,8 @@
 """Jobs are shared out among devices; what fails on one is done by another."""
 
+import signal
 import threading
+import time
 
 import pytest
 
@@ -58,6 +60,60 @@ def test_other_errors_are_not_retried() -> None:
     with pytest.raises(ZeroDivisionError):
         share_jobs(range(3), 1, run, silent)
     assert runs == [0]
+
+
+def test_an_error_on_one_device_lets_the_others_begin_nothing_more() -> None:
+    both, raised = threading.Barrier(2, timeout=10), threading.Event()
+    runs: list[int] = []
+
+    def run(number: int) -> None:
+        runs.append(number)
+        both.wait()
+        if number == 1:
+            raised.set()
+            raise ZeroDivisionError
+        raised.wait(10)
+        # Long against the instant between raising and stopping.
+        time.sleep(0.3)
+
+    with pytest.raises(ZeroDivisionError):
+        share_jobs(range(20), 2, run, silent)
+    assert sorted(runs) == [0, 1]
+
+
+def test_a_job_that_a_device_lost_is_not_done_again_behind_an_error() -> None:
+    both, raised = threading.Barrier(2, timeout=10), threading.Event()
+    runs: list[int] = []
+
+    def run(number: int) -> None:
+        runs.append(number)
+        both.wait()
+        if number == 1:
+            raised.set()
+            raise ZeroDivisionError
+        raised.wait(10)
+        time.sleep(0.3)
+        raise DeviceFailed("Device pi4 went away.")
+
+    with pytest.raises(ZeroDivisionError):
+        share_jobs(range(2), 2, run, silent)
+    assert sorted(runs) == [0, 1]
+
+
+def test_ctrl_c_lets_devices_end_what_they_do_and_begin_nothing_more() -> None:
+    both, main = threading.Barrier(2, timeout=10), threading.main_thread().ident
+    assert main is not None
+    runs: list[int] = []
+
+    def run(number: int) -> None:
+        runs.append(number)
+        if both.wait() == 0:
+            signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.3)
+
+    with pytest.raises(KeyboardInterrupt):
+        share_jobs(range(20), 2, run, silent)
+    assert sorted(runs) == [0, 1]
 
 
 def test_nothing_to_do_is_done() -> None:
