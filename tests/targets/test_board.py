@@ -54,8 +54,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_device_is_an_address_with_a_port_and_a_key() -> None:
     assert parse_place("rpc://pi5") == Place("rpc", "pi5", 9090, "tilewright")
     assert parse_place("rpc://10.0.0.7:9100/lab") == Place("rpc", "10.0.0.7", 9100, "lab")
-    assert parse_place("tracker://farm/pi4") == Place("tracker", "farm", 9190, "pi4")
-    assert str(parse_place("tracker://farm:9000/pi4")) == "tracker://farm:9000/pi4"
+    assert parse_place("tracker://lab/pi4") == Place("tracker", "lab", 9190, "pi4")
+    assert str(parse_place("tracker://lab:9000/pi4")) == "tracker://lab:9000/pi4"
 
 
 @pytest.mark.parametrize("text", ["", "pi5", "ftp://pi5", "rpc://", "rpc://a:b", "rpc://a/b/c"])

@@ -255,9 +255,9 @@ def test_a_device_that_the_target_does_not_run_on_is_refused_before_any_work(
 @pytest.mark.parametrize(
     "options",
     [
-        ("--tracker", "farm:9190"),
+        ("--tracker", "lab:9190"),
         ("--key", "pi4"),
-        ("--device", "qemu", "--tracker", "farm:9190", "--key", "pi4"),
+        ("--device", "qemu", "--tracker", "lab:9190", "--key", "pi4"),
     ],
 )
 def test_a_tracker_and_a_key_go_together_and_without_a_device(
@@ -268,9 +268,9 @@ def test_a_tracker_and_a_key_go_together_and_without_a_device(
 
 
 def test_a_tracker_and_a_key_are_a_device(run: Cli, model: Path, target: str) -> None:
-    options = ("--tracker", "farm:9190", "--key", "pi4")
+    options = ("--tracker", "lab:9190", "--key", "pi4")
     ended = run("compile", model, "--target", target, *options)
-    assert ended.err == "tilewright: --device tracker://farm:9190/pi4: there is none\n"
+    assert ended.err == "tilewright: --device tracker://lab:9190/pi4: there is none\n"
 
 
 def test_programs_for_boards_are_refused_where_there_are_no_boards(
