@@ -42,14 +42,15 @@ def layers_of(compiled: Any, origins: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _layer(row: Mapping[str, str], detail: Mapping[str, str], unit: str) -> dict[str, Any]:
+    # Sorted: the order of Vela's columns changes, too.
     waits = {
         name.removesuffix("_ac"): int(value)
-        for name, value in row.items()
+        for name, value in sorted(row.items())
         if name.endswith("_ac") and value.isdigit()
     }
     traffic = {
         name: int(value)
-        for name, value in detail.items()
+        for name, value in sorted(detail.items())
         if name.endswith(("_read", "_write")) and value.isdigit() and int(value)
     }
     formats = detail.get("weight_format", "")

@@ -140,7 +140,7 @@ def test_every_target_of_the_backend_builds(tmp_path: Path) -> None:
 def test_measuring_is_refused(tmp_path: Path) -> None:
     tuning = Tuning(4, 1.0, 1, Timings(tmp_path / "timings.sqlite"))
     with pytest.raises(UnusableInput, match="--tune measures on the device"):
-        backend.NpuBackend().build([network()], U85, tmp_path, silent, tuning)
+        backend.NpuBackend().check(U85, tuning)
     with pytest.raises(UnusableInput, match="is not timed"):
         backend.NpuBackend().steps(network(), U85, tmp_path, {}, 1, backend.REFERENCE)
 
