@@ -6,6 +6,7 @@ libtilewright_board.so  what a server loads to run artifacts: also TVM's own ser
 libtvm_*.so             TVM's runtime, out of its package for the board's machine
 """
 
+import fcntl
 import hashlib
 import subprocess
 import sys
@@ -37,13 +38,22 @@ def board_programs(triple: str, report: Report) -> Path:
     """
     folder = cache_folder() / "boards" / f"{triple}-{_version()}"
     if not folder.is_dir():
-        with write_aside(folder) as aside:
-            aside.mkdir()
-            report(f"fetching TVM's runtime for {triple}")
-            _fetch_runtime(triple, aside)
-            report(f"compiling the programs for {triple}")
-            _compile(triple, aside)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+            # Another process may be making them: a folder is not replaced while it is in use.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                _make(triple, folder, report)
     return folder
+
+
+def _make(triple: str, folder: Path, report: Report) -> None:
+    with write_aside(folder) as aside:
+        aside.mkdir()
+        report(f"fetching TVM's runtime for {triple}")
+        _fetch_runtime(triple, aside)
+        report(f"compiling the programs for {triple}")
+        _compile(triple, aside)
 
 
 def _version() -> str:
