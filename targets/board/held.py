@@ -23,7 +23,7 @@ from tilewright.targets.board.place import TRACKER, Place
 DONE, REFUSED, FAILED = "done", "refused", "failed"
 INDICES = "indices.bin"  # of an artifact: on a board it is mapped, so it is not compressed
 CALL_SECONDS = 600.0
-_CONNECT_SECONDS, _CLOSE_SECONDS = 60.0, 10.0
+_CONNECT_SECONDS = 60.0
 _QUEUE_SECONDS = 3600.0  # while a fleet's boards are at work for others
 
 
@@ -44,6 +44,7 @@ class HeldBoard:
         self.place = place
         self.name = str(place)
         self.works = True
+        self._unused: list[int] = []
         self._turn = threading.Lock()  # calls from several threads
         self._pipe = pipe
         # When nobody uses it any more, and when Python ends.
@@ -51,14 +52,17 @@ class HeldBoard:
 
     def open(self, folder: Path, outputs: Sequence[str], threads: int) -> int:
         """Load an artifact; return its number there."""
+        while self._unused:
+            self._call("close", self._unused.pop())
         number: int = self._call("open", folder, list(outputs), threads)
         return number
 
     def close(self, number: int) -> None:
-        """Let an artifact go. Nothing is left to do where the board is gone."""
-        if self.works:
-            with contextlib.suppress(UnusableInput):
-                self._call("close", number, seconds=_CLOSE_SECONDS)
+        """Note that an artifact is not used any more: it goes before the next one is opened.
+
+        Python may call this in the middle of a call to the board, which it must not wait for.
+        """
+        self._unused.append(number)
 
     def threads(self, number: int) -> int:
         """Return how many threads an artifact takes there."""
@@ -85,16 +89,16 @@ class HeldBoard:
         fleet = self.place.kind == TRACKER
         seconds = _QUEUE_SECONDS if fleet else _CONNECT_SECONDS
         found: str = self._answer("waiting for a board" if fleet else "connecting", seconds)
-        if self.place.kind == TRACKER:
+        if fleet:
             self.name = f"{found} of {self.place}"
 
-    def _call(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
         with self._turn:
             if not self.works:
                 raise self._failed("it was given up before")
             try:
                 self._pipe.send((method, *arguments))
-                return self._answer(method, seconds or CALL_SECONDS)
+                return self._answer(method, CALL_SECONDS)
             except (DeviceFailed, UnusableInput):
                 raise
             except BaseException as error:

@@ -165,6 +165,29 @@ def test_an_emulator_ends_with_the_process_that_it_was_started_for(artifact: Pat
     subprocess.run(command, stderr=subprocess.PIPE, timeout=120, check=False)
 
 
+@emulated
+def test_an_artifact_that_is_not_used_any_more_goes_before_the_next_is_opened(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask = held.HeldBoard._call
+
+    def noted(board: held.HeldBoard, method: str, *arguments: object) -> object:
+        asked.append(method)
+        return ask(board, method, *arguments)
+
+    with server() as (_, port):
+        device = f"rpc://127.0.0.1:{port}"
+        first = ArmBackend().load(artifact, 1, device)
+        second = ArmBackend().load(artifact, 1, device)
+        monkeypatch.setattr(held.HeldBoard, "_call", noted)
+        del first
+        third = ArmBackend().load(artifact, 1, device)
+        assert asked == ["close", "open"]
+        for run in (second, third):
+            assert run({"x": normal(16, 8)})["y"].shape == (16, 6)
+
+
 # ---- the runner ----
 
 
