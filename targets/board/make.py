@@ -2,7 +2,7 @@
 
 tilewright-server       takes artifacts over the network, by TVM RPC
 tilewright-run          runs an artifact that lies on the board
-libtilewright_board.so  what a server loads to run artifacts: also TVM's own server
+libtilewright_board.so  what the server loads to run artifacts
 libtvm_*.so             TVM's runtime, out of its package for the board's machine
 """
 
