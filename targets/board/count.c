@@ -1,15 +1,16 @@
 // A plugin for QEMU that counts what a library executes: how often each block of its code runs,
-// and how often two levels of cache miss.
+// and how often two levels of cache miss. It begins where the program first writes to its standard
+// output: what went before has warmed the caches up.
 //
 //   qemu-aarch64 -plugin count.so,library=FILE,out=FILE,l1=SETS:WAYS,l2=SETS:WAYS ...
 //
 // Writes a line a block, "OFFSET INSTRUCTIONS TIMES L1_MISSES L2_MISSES", its offset in the library
 // in hexadecimal, and "end" behind the last. Caches have lines of 64 bytes, evict what was used
-// longest ago, and see the library's accesses only; nothing is fetched ahead.
+// longest ago, and see the library's accesses only; nothing is fetched ahead. The library must
+// run in one thread.
 //
 // Of QEMU's interface this needs what all versions have; there is no header in its packages.
 
-#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +20,7 @@ typedef uint64_t qemu_plugin_id_t;
 struct qemu_plugin_tb;
 struct qemu_plugin_insn;
 typedef struct qemu_info qemu_info_t;
-enum { NO_REGISTERS = 0, READS_AND_WRITES = 3 };
+enum { NO_REGISTERS = 0, READS_AND_WRITES = 3, WRITE = 64, STANDARD_OUTPUT = 1 };
 void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t,
                                            void (*)(qemu_plugin_id_t, struct qemu_plugin_tb *));
 void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *, void (*)(unsigned, void *),
@@ -27,6 +28,10 @@ void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *, void (*)(unsi
 void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *,
                                       void (*)(unsigned, uint32_t, uint64_t, void *), int, int,
                                       void *);
+void qemu_plugin_register_vcpu_syscall_cb(qemu_plugin_id_t,
+                                          void (*)(qemu_plugin_id_t, unsigned, int64_t, uint64_t,
+                                                   uint64_t, uint64_t, uint64_t, uint64_t,
+                                                   uint64_t, uint64_t, uint64_t));
 void qemu_plugin_register_atexit_cb(qemu_plugin_id_t, void (*)(qemu_plugin_id_t, void *), void *);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
 uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *);
@@ -51,7 +56,7 @@ static struct cache l1, l2;
 static uint64_t now;
 static const char *library, *out;
 static uint64_t first, behind;  // addresses of the library
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t latest;         // line that was accessed; nothing is older or newer for it
 
 static int hits(struct cache *cache, uint64_t line) {
   uint64_t *lines = cache->lines + line % cache->sets * cache->ways;
@@ -73,18 +78,16 @@ static int hits(struct cache *cache, uint64_t line) {
 static void access_memory(unsigned cpu, uint32_t info, uint64_t address, void *block) {
   struct block *here = block;
   const uint64_t last = (address + (1u << qemu_plugin_mem_size_shift(info)) - 1) >> 6;
-  pthread_mutex_lock(&lock);
   for (uint64_t line = address >> 6; line <= last; line++) {
-    if (hits(&l1, line)) continue;
+    if (line == latest || hits(&l1, latest = line)) continue;
     here->l1_misses++;
     if (!hits(&l2, line)) here->l2_misses++;
   }
-  pthread_mutex_unlock(&lock);
   (void)cpu;
 }
 
 static void execute(unsigned cpu, void *block) {
-  __atomic_fetch_add(&((struct block *)block)->times, 1, __ATOMIC_RELAXED);
+  ((struct block *)block)->times++;
   (void)cpu;
 }
 
@@ -111,16 +114,25 @@ static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *code) {
   struct block *block = calloc(1, sizeof *block);
   block->address = address;
   block->instructions = qemu_plugin_tb_n_insns(code);
-  pthread_mutex_lock(&lock);
   block->next = blocks;
   blocks = block;
-  pthread_mutex_unlock(&lock);
   qemu_plugin_register_vcpu_tb_exec_cb(code, execute, NO_REGISTERS, block);
   for (size_t i = 0; i < block->instructions; i++) {
     qemu_plugin_register_vcpu_mem_cb(qemu_plugin_tb_get_insn(code, i), access_memory,
                                      NO_REGISTERS, READS_AND_WRITES, block);
   }
   (void)id;
+}
+
+static void begin(qemu_plugin_id_t id, unsigned cpu, int64_t call, uint64_t file, uint64_t a,
+                  uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g) {
+  static int begun;
+  if (begun || call != WRITE || file != STANDARD_OUTPUT) return;
+  begun = 1;
+  for (struct block *block = blocks; block; block = block->next) {
+    block->times = block->l1_misses = block->l2_misses = 0;
+  }
+  (void)id, (void)cpu, (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g;
 }
 
 static void finish(qemu_plugin_id_t id, void *unused) {
@@ -152,6 +164,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
   }
   if (!library || !out || !l1.sets || !l2.sets) return 1;
   qemu_plugin_register_vcpu_tb_trans_cb(id, translate);
+  qemu_plugin_register_vcpu_syscall_cb(id, begin);
   qemu_plugin_register_atexit_cb(id, finish, NULL);
   (void)info;
   return 0;

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,10 +53,6 @@ class Count(NamedTuple):
     def plus(self, other: "Count") -> "Count":
         """Return the sum of both."""
         return Count(*map(int.__add__, self, other))
-
-    def less(self, other: "Count") -> "Count":
-        """Return the difference. Memory lies elsewhere in another run: lines may miss there."""
-        return Count(*(max(0, a - b) for a, b in zip(self, other, strict=True)))
 
 
 class KernelCycles(NamedTuple):
@@ -119,28 +114,20 @@ def estimate_cycles(
 def count_inference(
     artifact: Path, programs: Path, emulation: Emulation, core: Core
 ) -> dict[Block, Count]:
-    """Count what an inference executes, once caches are warm: two runs less one."""
+    """Count what an inference executes, the second of a process: caches are warm."""
     with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
-        plugin = Path(folder) / "count.so"
+        plugin, out = Path(folder) / "count.so", Path(folder) / "counts.txt"
         options = ["-O2", "-shared", "-fPIC", f"-DPLUGIN_VERSION={_plugin_version()}"]
         Toolchain().run("gcc", str(plugin), [*options, str(_SOURCE)])
-
-        def counted(runs: Sequence[str], out: Path) -> dict[Block, Count]:
-            levels = (f"l{i}={_sets(*level)}" for i, level in enumerate(core[1:], start=1))
-            # Commas are QEMU's own; two of them are one that is meant.
-            library = str((artifact / LIBRARY).resolve()).replace(",", ",,")
-            told = ",".join([str(plugin), f"library={library}", f"out={out}", *levels])
-            command = ["qemu-aarch64", "-L", emulation.sysroot, "-cpu", emulation.cpu]
-            command += ["-plugin", told, str(programs / RUNNER), str(artifact.resolve())]
-            _output([*command, "--threads", "1", *runs])
-            return _read_counts(out)
-
-        with ThreadPoolExecutor(2) as pool:
-            twice = pool.submit(counted, ["--repeat", "1"], Path(folder) / "twice.txt")
-            once = counted([], Path(folder) / "once.txt")
-            both = twice.result()
-    less = {block: count.less(once.get(block, Count(0, 0, 0))) for block, count in both.items()}
-    found = {block: count for block, count in less.items() if count.times}
+        levels = (f"l{i}={_sets(*level)}" for i, level in enumerate(core[1:], start=1))
+        # Commas are QEMU's own; two of them are one that is meant.
+        library = str((artifact / LIBRARY).resolve()).replace(",", ",,")
+        told = ",".join([str(plugin), f"library={library}", f"out={out}", *levels])
+        command = ["qemu-aarch64", "-L", emulation.sysroot, "-cpu", emulation.cpu]
+        command += ["-plugin", told, str(programs / RUNNER), str(artifact.resolve())]
+        _output([*command, "--threads", "1", "--repeat", "1"])
+        counts = _read_counts(out)
+    found = {block: count for block, count in counts.items() if count.times}
     if not found:
         raise UnusableInput(
             f"Estimating cycles failed: QEMU ran nothing of {artifact / LIBRARY}. Compile with "

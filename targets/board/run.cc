@@ -113,6 +113,8 @@ void Main(const Wanted& wanted) {
     }
   }
   if (!wanted.repeat) return;
+  // The first that is written: who counts what is executed begins here (count.c).
+  std::fflush(stdout);
   std::vector<int64_t> taken = program.Time(wanted.repeat);
   std::sort(taken.begin(), taken.end());
   std::printf("%d runs: fastest %.3f ms, middle %.3f ms\n", wanted.repeat, taken.front() / 1e6,
