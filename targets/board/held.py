@@ -150,7 +150,7 @@ def _take(place: Place, programs: Path, emulation: Emulation) -> HeldBoard:
     with theirs:
         command = [sys.executable, "-P", "-m", "tilewright.targets.board.worker"]
         process = subprocess.Popen(
-            [*command, str(theirs.fileno())],
+            [*command, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             stdout=subprocess.DEVNULL,
             # Ctrl-C is for this process, which then ends the worker and its emulator.

@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -123,14 +125,22 @@ def _answer(worker: Worker, method: str, arguments: tuple[Any, ...]) -> tuple[st
         return FAILED, " ".join(str(error).split())[-400:]
 
 
-def main(pipe: int) -> None:
+def main(pipe: int, parent: int) -> None:
     """Serve the calls that come through a pipe, until its other end is gone."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     calls = Connection(pipe)
     try:
         _serve(calls)
     finally:
         # The emulator goes, too: it is in this group, which the parent began for it.
         os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _end_with(parent: int) -> None:
+    """End this group once the process that began it is gone, even in a call that hangs."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _serve(calls: Connection) -> None:
@@ -148,4 +158,4 @@ def _serve(calls: Connection) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
