@@ -8,6 +8,7 @@ PARTS: dict[str, str] = {
 
 # Name on the command line -> where the class lives; nothing is imported before it is used.
 PASSES: dict[str, str] = {
+    "cluster-weights": "tilewright.passes.quantize.cluster:ClusterWeights",
     "fold-batchnorm": "tilewright.passes.clean.fold_batchnorm:FoldBatchnorm",
     "fold-constants": "tilewright.passes.clean.fold_constants:FoldConstants",
     "heal": "tilewright.passes.heal.align:Heal",

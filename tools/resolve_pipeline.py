@@ -152,6 +152,11 @@ def _check_order(pipeline: Pipeline) -> None:
                 f'Pipeline "{pipeline}": heal trains what pruning left, and nothing is pruned '
                 "before it. Put it behind a pass that prunes."
             )
+        if step.name == "cluster-weights" and any(map(_prunes, pipeline.passes[index:])):
+            raise UnusableInput(
+                f'Pipeline "{pipeline}": cluster-weights rounds what pruning leaves, and what '
+                "is pruned behind it is fitted anew. Put it behind all of that."
+            )
         if step.name == "match-tiles" and tiled and tiled[-1] < index:
             raise UnusableInput(
                 f'Pipeline "{pipeline}": match-tiles orders outputs for {names[tiled[-1]]}, '

@@ -60,7 +60,7 @@ class TakingTiles:
         pair = Pair(calibration, self.dense, seed=self.seed)
         uses = use_counts(self.dense)
         dense = {layer.name: layer for layer in linear_layers(self.dense)}
-        for members in _siblings(layers):
+        for members in siblings(layers):
             walks = self._walks(members)
             seen = seen_by(members, pair, self.dense, uses) if walks else None
             for name in (layer.name for layer in members):
@@ -86,7 +86,7 @@ class TakingTiles:
         pair = Pair(calibration, self.dense, seed=self.seed)
         uses = use_counts(pruned)
         done = 0
-        for members in _siblings(layers):
+        for members in siblings(layers):
             done += len(members)
             report(f"{members[-1].name} ({done} of {len(layers)})")
             seen = seen_by(members, pair, pruned, uses)
@@ -173,7 +173,7 @@ def place_of(layer: Layer, layout: Layout) -> Place:
     return Place(layer.name, blocks, int(_MOST * blocks), step, saves, shape, (layer.name,))
 
 
-def _siblings(layers: Iterable[Layer]) -> list[list[Layer]]:
+def siblings(layers: Iterable[Layer]) -> list[list[Layer]]:
     """Group layers that multiply the same matrix, in order."""
     groups: dict[tuple[object, ...], list[Layer]] = {}
     for layer in layers:

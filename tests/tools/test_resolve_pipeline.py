@@ -7,7 +7,7 @@ from tilewright.tools.find_target import find_target
 from tilewright.tools.resolve_pipeline import check_precision, resolve_pipeline
 
 CLEAN = "fold-constants,fold-batchnorm,remove-identities"
-QUANTIZE = "quantize{everywhere=true}"
+QUANTIZE = "cluster-weights,quantize{everywhere=true}"
 CHANNELS = "prune-channels{{sparsity={},ends=true,smallest=512}}"
 PATTERN = "prune-tiles{tile=2:4,ends=true,smallest=512}"
 
@@ -47,3 +47,8 @@ def test_a_precision_that_the_target_lacks_is_refused() -> None:
         UnusableInput, match=r"--precision fp32: .*no kernels for it. It has int8"
     ):
         check_precision(find_target("edge-npu"), "fp32")
+
+
+def test_what_pruning_would_undo_is_refused_in_front_of_it() -> None:
+    with pytest.raises(UnusableInput, match=r"cluster-weights rounds what pruning leaves"):
+        resolve_pipeline(find_target("cpu"), "cluster-weights,prune-tiles", 0.6, None)

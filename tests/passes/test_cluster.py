@@ -1,0 +1,166 @@
+"""cluster-weights: few values for a layer's weights, the best; and what rounding costs."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.graphs import DEVICE
+from tests.small_models import normal, small_graph
+from tilewright import oracle
+from tilewright.calibration import Calibration
+from tilewright.errors import UnusableInput
+from tilewright.graph import Graph
+from tilewright.layers import linear_layers
+from tilewright.layout import Tile
+from tilewright.passes.prune import obs
+from tilewright.passes.quantize.cluster import ClusterWeights
+from tilewright.passes.quantize.codebook import best_codebook
+from tilewright.passes.quantize.rounding import rounded
+from tilewright.passes.quantize.static import Quantize
+from tilewright.protocol import Context
+
+HIDDEN = """g (float[1,24] x) => (float[1,8] y) {
+    a = Gemm (x, v, b)  h = Relu(a)  y = MatMul(h, w)
+}"""
+
+
+def network(**weights: np.ndarray) -> Graph:
+    known = {"v": normal(24, 32), "b": normal(32), "w": normal(32, 8, seed=1)}
+    return small_graph(HIDDEN, **{**known, **weights})
+
+
+def examples(samples: int = 256) -> np.ndarray:
+    # Inputs are correlated: what one is rounded by others can make up for.
+    return np.asarray(normal(samples, 24) @ (np.eye(24, dtype=np.float32) + 0.5))
+
+
+def clustered(graph: Graph, step: ClusterWeights, x: np.ndarray | None = None) -> Graph:
+    data = None if x is None else Calibration.from_arrays({"x": x}, graph.inputs)
+    return step(graph, Context(DEVICE, data)).graph
+
+
+def integers_of(graph: Graph) -> dict[str, np.ndarray]:
+    """Return the int8 weights that `quantize` makes of each layer's."""
+    done = Quantize(activations=False)(graph, Context(DEVICE)).graph
+    found = {}
+    for layer in linear_layers(done):
+        dequantize = layer.node.inputs[1].inputs[0]
+        assert isinstance(dequantize.inputs[0], gs.Constant)
+        found[layer.name] = layer.as_matrix(dequantize.inputs[0].values)
+    return found
+
+
+# ---- the values ----
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 5), min_size=9, max_size=9), st.integers(3, 6))
+def test_no_other_values_are_nearer_to_what_is_counted(counts: list[int], values: int) -> None:
+    places = np.arange(-4, 5)
+
+    def cost(taken: Any) -> float:
+        nearest = np.abs(places[:, None] - np.array(taken)).min(axis=1)
+        return float(np.square(nearest) @ counts)
+
+    found = best_codebook(np.array(counts), values)
+    assert len(set(found)) == values
+    assert {-4, 0, 4} <= set(found.tolist())
+    others = itertools.combinations([-3, -2, -1, 1, 2, 3], values - 3)
+    assert cost(found) == min(cost((*each, -4, 0, 4)) for each in others)
+
+
+# ---- rounding ----
+
+
+def test_where_inputs_are_independent_each_weight_goes_to_the_nearest_value() -> None:
+    weights = normal(5, 7)
+    found = rounded(weights, 3.0 * np.eye(7), lambda _, column: np.rint(column))
+    np.testing.assert_array_equal(found, np.rint(weights))
+
+
+def test_what_the_first_column_is_rounded_by_the_others_make_up_for_at_best() -> None:
+    weights, x = normal(4, 6).astype(np.float64), normal(6, 40).astype(np.float64)
+    hessian = x @ x.T
+
+    def first_to_zero(j: int, column: np.ndarray) -> np.ndarray:
+        return column if j else np.zeros_like(column)
+
+    found = rounded(weights, hessian, first_to_zero)
+    others = np.repeat([[False] + [True] * 5], 4, axis=0)
+    best = obs.refit(weights, hessian, Tile(1), others)
+    np.testing.assert_allclose(found, best, rtol=1e-9)
+
+
+def test_many_columns_are_rounded_as_they_are_one_by_one() -> None:
+    # More than are taken together.
+    weights, x = normal(3, 150).astype(np.float64), normal(150, 400).astype(np.float64)
+    hessian = x @ x.T
+    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    moved = weights.copy()
+    for j in range(150):
+        kept = np.rint(moved[:, j])
+        owed = (moved[:, j] - kept) / upper[j, j]
+        moved[:, j] = kept
+        moved[:, j + 1 :] -= np.outer(owed, upper[j, j + 1 :])
+    found = rounded(weights, hessian, lambda _, column: np.rint(column))
+    np.testing.assert_allclose(found, moved, atol=1e-9)
+
+
+# ---- the pass ----
+
+
+@pytest.mark.parametrize("x", [None, examples()], ids=["without data", "with data"])
+def test_a_layer_has_as_many_different_integers_and_its_zeros_stay(
+    x: np.ndarray | None,
+) -> None:
+    v = normal(24, 32) * (normal(24, 32, seed=2) > 0)
+    graph = clustered(network(v=v), ClusterWeights(values=8), x)
+    for name, integers in integers_of(graph).items():
+        assert len(np.unique(integers)) <= 8, name
+        assert (np.abs(integers).max(axis=1) == 127).all()
+    first = next(iter(linear_layers(graph)))
+    assert (first.matrix()[v.T == 0] == 0).all()
+
+
+def test_rounding_in_view_of_the_examples_keeps_more_of_the_answers() -> None:
+    graph, x = network(), examples()
+
+    def error(step: ClusterWeights, data: np.ndarray | None) -> float:
+        away = 0.0
+        for seed in range(20):
+            unseen = {"x": normal(1, 24, seed=50 + seed) @ (np.eye(24, dtype=np.float32) + 0.5)}
+            found = oracle.run(clustered(graph, step, data), unseen)["y"]
+            away += float(np.square(found - oracle.run(graph, unseen)["y"]).sum())
+        return away
+
+    # 0.17 here; a sign that is wrong in what is made up for gives more than 1.
+    assert error(ClusterWeights(values=8), x) < 0.4 * error(ClusterWeights(values=8), None)
+
+
+def test_all_values_of_int8_leave_a_layer_as_near_as_int8_is() -> None:
+    graph = clustered(network(), ClusterWeights(values=254))
+    v = next(iter(linear_layers(network()))).matrix()
+    away = np.abs(next(iter(linear_layers(graph))).matrix() - v)
+    assert (away <= np.abs(v).max(axis=1, keepdims=True) / 127).all()
+
+
+def test_a_layer_of_zeros_and_a_named_one_stay_as_they_are() -> None:
+    graph = network(w=np.zeros((32, 8), np.float32))
+    first, second = linear_layers(graph)
+    done = ClusterWeights(skip=(first.name,))(graph, Context(DEVICE))
+    assert [(note.node, note.reason) for note in done.notes] == [
+        (first.name, "not clustered: it is named in skip")
+    ]
+    for before, after in zip((first, second), linear_layers(done.graph), strict=True):
+        np.testing.assert_array_equal(before.matrix(), after.matrix())
+
+
+@pytest.mark.parametrize("values", [2, 0, -1, 255])
+def test_numbers_of_values_that_cannot_be_are_refused(values: int) -> None:
+    with pytest.raises(UnusableInput, match="values"):
+        ClusterWeights(values=values)
