@@ -1,6 +1,7 @@
 """Verification: between passes, that each kept its promises; of outputs, that they agree."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
@@ -17,9 +18,6 @@ from tilewright.random_feeds import random_feeds
 from tilewright.trace import same_values
 
 FEEDS = 2
-# Folding and reordering change the order of float32 sums; real networks then differ by 1e-6 to
-# 1e-5 of their largest output. A wrong fold differs by far more than this.
-KEPT_OUTPUTS = 1e-4
 # Values compared at a time, in float64: logits of a language model fill 50 MB an inference.
 _COMPARED = 1 << 20
 
@@ -28,20 +26,62 @@ _SHAKE = 1e-6  # some units in the last place of a float32
 Outputs = Mapping[str, np.ndarray]
 
 
+class Allowed(NamedTuple):
+    """How far answers may be from others; see `Difference`."""
+
+    max_rel_error: float
+    rms_rel_error: float = math.inf
+
+    def __str__(self) -> str:
+        if math.isfinite(self.rms_rel_error):
+            return f"{self.rms_rel_error:.1e} of all values, by root mean square,"
+        return f"{self.max_rel_error:.1e} of the largest value"
+
+
 class Difference(NamedTuple):
     """How far two sets of outputs are apart.
 
-    `max_rel_error` is the largest error relative to the largest magnitude of the same output;
-    `worst` names that output.
+    `max_rel_error` is the largest error relative to the largest magnitude of the same output,
+    and `worst` names that output; `rms_rel_error` is the errors' root mean square relative to
+    that of what is expected, of the output where it is largest.
     """
 
     max_abs_error: float
     max_rel_error: float
+    rms_rel_error: float
     worst: str
 
-    def within(self, tolerance: float) -> bool:
-        """Say whether the relative error stays under a tolerance; NaN never does."""
-        return self.max_rel_error <= tolerance
+    def within(self, allowed: Allowed) -> bool:
+        """Say whether errors stay under what is allowed; NaN never does."""
+        most, rms = self.max_rel_error, self.rms_rel_error
+        return most <= allowed.max_rel_error and rms <= allowed.rms_rel_error
+
+    def __str__(self) -> str:
+        return (
+            f'output "{self.worst}" differs by {self.max_abs_error:.3g}, '
+            f"{self.max_rel_error:.1e} of its largest value, {self.rms_rel_error:.1e} of all "
+            "values by root mean square"
+        )
+
+
+# Folding and reordering change the order of float32 sums; real networks then differ by 1e-6 to
+# 1e-5 of their largest output. A wrong fold differs by far more than this.
+KEPT_OUTPUTS = Allowed(1e-4)
+
+
+def worst_of(differences: Iterable[Difference]) -> Difference:
+    """Return the largest of each figure; the name is that of the largest relative error."""
+    worst = Difference(0.0, 0.0, 0.0, "")
+    for each in differences:
+        larger = each.max_rel_error > worst.max_rel_error or not worst.worst
+        name = each.worst if larger else worst.worst
+        worst = Difference(
+            max(each.max_abs_error, worst.max_abs_error),
+            max(each.max_rel_error, worst.max_rel_error),
+            max(each.rms_rel_error, worst.rms_rel_error),
+            name,
+        )
+    return worst
 
 
 def compare(expected: Outputs, found: Outputs) -> Difference:
@@ -51,15 +91,10 @@ def compare(expected: Outputs, found: Outputs) -> Difference:
             f"The outputs to compare have different names: {sorted(expected)} and "
             f"{sorted(found)}. Compare two forms of the same model."
         )
-    worst = Difference(0.0, 0.0, "")
-    for name in expected:
-        error = _error(name, np.asarray(expected[name]), np.asarray(found[name]))
-        absolute = max(worst.max_abs_error, error.max_abs_error)
-        # A NaN error must win: it compares as neither larger nor smaller.
-        if not error.max_rel_error <= worst.max_rel_error or not worst.worst:
-            worst = error
-        worst = worst._replace(max_abs_error=absolute)
-    return worst
+    return worst_of(
+        _error(name, np.asarray(values), np.asarray(found[name]))
+        for name, values in expected.items()
+    )
 
 
 def shaken(graph: Graph) -> Graph:
@@ -84,28 +119,33 @@ def _error(name: str, expected: np.ndarray, found: np.ndarray) -> Difference:
             "Compare two forms of the same model on the same inputs."
         )
     if not expected.size:
-        return Difference(0.0, 0.0, name)
+        return Difference(0.0, 0.0, 0.0, name)
     if expected.dtype.kind in "biuSUO" or found.dtype.kind in "biuSUO":
         wrong = float(np.mean(expected != found))
-        return Difference(wrong, wrong, name)
-    absolute = scale = 0.0
+        return Difference(wrong, wrong, wrong, name)
+    largest, largest_error, squares, squared_errors = 0.0, 0.0, 0.0, 0.0
     a, b = expected.reshape(-1), found.reshape(-1)
     for start in range(0, a.size, _COMPARED):
         part = slice(start, start + _COMPARED)
-        difference, largest = _distance(a[part], b[part])
-        absolute, scale = max(absolute, difference), max(scale, largest)
-    return Difference(absolute, absolute / scale if scale else absolute, name)
+        values, errors = _magnitudes(a[part], b[part])
+        largest = max(largest, float(values.max()))
+        largest_error = max(largest_error, float(errors.max()))
+        with np.errstate(over="ignore"):
+            squares += float(values @ values)
+            squared_errors += float(errors @ errors)
+    lost = squared_errors / (squares or 1.0) if math.isfinite(squared_errors) else math.inf
+    return Difference(largest_error, largest_error / (largest or 1.0), math.sqrt(lost), name)
 
 
-def _distance(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:
-    """Return the largest error, and the largest finite magnitude of what is expected."""
+def _magnitudes(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the magnitudes of what is expected, where they are finite, and of the errors."""
     a, b = expected.astype(np.float64), found.astype(np.float64)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(a - b))
-    finite = np.abs(a[np.isfinite(a)])
+        errors = np.where(same, 0.0, np.abs(a - b))
     # An error of NaN is as bad as any; it would win no comparison.
-    return float(np.nan_to_num(difference, nan=np.inf).max()), float(finite.max(initial=0.0))
+    errors = np.nan_to_num(errors, nan=np.inf, posinf=np.inf)
+    return np.where(np.isfinite(a), np.abs(a), 0.0), errors
 
 
 class _FeedsRefused(UnusableInput):
@@ -168,9 +208,8 @@ class Verifier:
             difference = compare(expected, oracle.outputs_of(session, feeds))
             if not difference.within(KEPT_OUTPUTS):
                 raise PassFailed(
-                    f'output "{difference.worst}" changed by {difference.max_abs_error:.3g} '
-                    f"({difference.max_rel_error:.1e} of its largest value), but the pass "
-                    f"promises to keep it within {KEPT_OUTPUTS}"
+                    f"{difference}, from before the pass, which promises to keep it within "
+                    f"{KEPT_OUTPUTS}"
                 )
 
     def _run_before(self) -> list[tuple[dict[str, np.ndarray], Outputs]]:

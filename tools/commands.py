@@ -3,7 +3,8 @@
 import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,20 @@ from tilewright.tools.give_device import devices_of
 from tilewright.tools.job import Job
 from tilewright.tools.load_artifact import load_any
 from tilewright.tools.measure_engines import OURS, measure_engines
+from tilewright.tools.read_model import model_file
 from tilewright.tools.replace_file import replacing
 from tilewright.tools.search_job import Search
 from tilewright.tools.search_plan import search_plan
-from tilewright.tools.verify_artifact import AGREES
+from tilewright.tools.verify_artifact import allowed_error
 from tilewright.tools.write_report import (
     summary_rows,
     told_agreement,
     told_answers,
     told_verified,
 )
-from tilewright.verify import Difference, compare
+from tilewright.verify import Allowed, compare, worst_of
+
+_SHAKEN = 4  # samples on which is tried what rounding makes of answers
 
 
 def run_compile(job: Job, console: Console) -> None:
@@ -195,28 +199,35 @@ def run_verify(
                 (first, second), devices_of((first, second), device), strict=True
             )
         )
-        found = [compare(a(feeds), b(feeds)) for feeds in samples.feeds()]
-    worst: Difference = max(found, key=lambda each: each.max_rel_error)
-    agree = worst.within(AGREES)
-    summary = (
-        f'largest error {worst.max_abs_error:.3g} in output "{worst.worst}", '
-        f"{worst.max_rel_error:.1e} of its largest value, "
-        f"on {_counted(samples.samples, 'sample')}"
-    )
+        worst = worst_of(compare(a(feeds), b(feeds)) for feeds in samples.feeds())
+        allowed = max(_allowed(model, samples) for model in (first, second))
+    agree = worst.within(allowed)
+    summary = f"{worst}, on {_counted(samples.samples, 'sample')}"
     console.result(
         {
             "max_abs_error": worst.max_abs_error,
             "max_rel_error": worst.max_rel_error,
+            "rms_rel_error": worst.rms_rel_error,
             "agree": agree,
             "samples": samples.samples,
         }
     )
     if not agree:
         raise CheckFailed(
-            f"verify: {first} and {second} disagree: {summary}; {AGREES} of the largest value "
-            "is allowed."
+            f"verify: {first} and {second} disagree: {summary}; {allowed} is allowed."
         )
     console.text(f"agree: {summary}")
+
+
+def _allowed(model: str, samples: Calibration) -> Allowed:
+    """Return how far another's answers may be from those of a model, or of an artifact's."""
+    feeds: Iterable[Feeds] = islice(samples.feeds(), _SHAKEN)
+    folder = Path(model)
+    if not folder.is_dir():
+        return allowed_error(model_file(model)[0], feeds)
+    if (sizes := sizes_of(model)) is not None:
+        feeds = (sizes.resized(feed, sizes.choices[0]) for feed in feeds)
+    return allowed_error(folder / artifact.MODEL, feeds)
 
 
 def run_bench(

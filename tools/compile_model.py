@@ -141,7 +141,6 @@ class _Built(NamedTuple):
     figures: dict[str, Any]
     trace: Trace
     feeds: list[dict[str, np.ndarray]]
-    rounds: bool  # somewhere to integers
 
 
 class _Stages:
@@ -173,7 +172,7 @@ def _verified(
     against: dict[str, Graph | Path] = {"model.onnx": saved}
     if _keeps_outputs(pipeline):
         against["the original"] = source.graph
-    allowed = allowed_error(saved, built.feeds, built.rounds)
+    allowed = allowed_error(saved, built.feeds)
     verified = verify_artifact(against, executable, built.feeds, allowed)
     if resizing is None:
         return verified, None
@@ -226,9 +225,8 @@ def _build(
         run.graph.save(folder / artifact.MODEL)
         graphs = [run.graph, *(resizing.others(run.graph) if resizing else ())]
         build = find_backend(target.backend).build(graphs, target, folder, report, tuning)
-    rounds = any(node.op == "QuantizeLinear" for node in run.graph.nodes)
     figures = {**_figures(source.graph, run, build, levels), "answers": answers}
-    return _Built(figures, run.trace, feeds, rounds)
+    return _Built(figures, run.trace, feeds)
 
 
 def _keeps_outputs(pipeline: Pipeline) -> bool:

@@ -14,22 +14,21 @@ from tilewright.protocol import Executable, Feeds
 from tilewright.sizes import Sizes, all_choices, fit
 from tilewright.tools.resize_model import Resizing, written
 from tilewright.tools.verify_artifact import verify_artifact
-from tilewright.verify import compare
+from tilewright.verify import Allowed, compare
 
 
 @dataclass(frozen=True, eq=False)
 class SizesTrial:
     """What is on trial: an artifact's program, and the graph that it was built from.
 
-    `feeds` are samples at the first size; `allowed` is how far answers may be from its, over
-    the largest one.
+    `feeds` are samples at the first size; `allowed` is how far answers may be from its.
     """
 
     resizing: Resizing
     graph: Graph
     executable: Executable
     feeds: Sequence[Feeds]
-    allowed: float
+    allowed: Allowed
 
     def outcome(self, mask: str | None) -> Sizes:
         """Compare the answers at every size; return the sizes, and what may be padded.
@@ -118,9 +117,8 @@ class SizesTrial:
             seen = compare(expected, found)
             if not seen.within(self.allowed):
                 raise UnusableInput(
-                    f"--mask {mask}: what it leaves out changes the answers: output "
-                    f'"{seen.worst}" differs by {seen.max_rel_error:.1e} of its largest '
-                    "value. Leave the option out."
+                    f"--mask {mask}: what it leaves out changes the answers: {seen}. "
+                    "Leave the option out."
                 )
         return masked
 
