@@ -9,7 +9,7 @@ import numpy as np
 from tilewright.artifact import read_json, write_json
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
-from tilewright.measurement import Samples
+from tilewright.measurement import Timer
 from tilewright.nbits import in_floats
 from tilewright.protocol import Build, Estimate, Feeds, Report, Steps, silent
 from tilewright.target import Target
@@ -78,7 +78,7 @@ class ArmBackend:
             },
         )
 
-    def check(self, target: Target, tuning: Tuning | None) -> None:
+    def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
         """Raise UnusableInput for --tune, without a cross compiler, for a .toml with gaps."""
         if tuning is not None:
             raise UnusableInput(
@@ -111,13 +111,13 @@ class ArmBackend:
         write_json(folder / ESTIMATE, described)
         return Estimate(described["cycles"], described["model"])
 
-    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
-        """Time inferences on a board, by its own clock; the emulator has none."""
+    def timer(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Timer | None:
+        """Return what times inferences by a board's own clock; the emulator has none."""
         if device == QEMU:
             return None
         loaded = self.load(folder, threads, device)
         loaded(feeds)
-        return loaded.time()
+        return loaded.time
 
     def steps(
         self,

@@ -26,7 +26,7 @@ class CpuBackend:
 
     name: ClassVar[str] = "cpu"
 
-    def check(self, target: Target, tuning: Tuning | None) -> None:
+    def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
         """Raise UnusableInput for unknown instruction sets, or to measure on another CPU."""
         isa = isa_of(target)
         if tuning is not None:
@@ -88,7 +88,7 @@ class CpuBackend:
     def estimate(self, folder: Path, target: Target, report: Report) -> None:
         """Return None: this machine is timed."""
 
-    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> None:
+    def timer(self, folder: Path, feeds: Feeds, threads: int, device: str) -> None:
         """Return None: what runs on HOST is timed beside other engines, a process each."""
 
     def steps(

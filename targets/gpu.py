@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tilewright.artifact import read_json
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
-from tilewright.measurement import Samples
+from tilewright.measurement import Timer
 from tilewright.nbits import in_floats
 from tilewright.protocol import Build, Estimate, Feeds, Report, Steps
 from tilewright.target import Target
@@ -37,19 +37,19 @@ class GpuBackend:
         """
         return _find(asked, _missing_to_build)
 
-    def check(self, target: Target, tuning: Tuning | None) -> None:
+    def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
         """Raise UnusableInput for what cannot be built, or not run on the GPU that is there."""
-        device = _checked(target, tuning)
-        if _missing_to_build() is not None:
+        described = _checked(target, tuning)
+        if device != driver.NAME:
             return
         gpu = driver.find_gpu()
-        if not gpu.runs(device.arch):
+        if not gpu.runs(described.arch):
             major, minor = gpu.capability
             raise UnusableInput(
-                f"Target {target.name} is for {device.arch}, and this machine's GPU "
+                f"Target {target.name} is for {described.arch}, and this machine's GPU "
                 f"({gpu.name}) has compute capability {major}.{minor}, which does not run that "
-                "code. Choose a target whose .toml has its arch, or hide the GPU with "
-                'CUDA_VISIBLE_DEVICES="" to compile for another machine.'
+                "code. Choose a target whose .toml has its arch, or check the numbers with "
+                "--device opencl to compile for another machine."
             )
 
     def build(
@@ -95,11 +95,11 @@ class GpuBackend:
             device = opencl.NAME
         return GpuProgram(folder, _MACHINES[_find(device, driver.cuda_missing)])
 
-    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
-        """Time inferences between events of the GPU; None for OpenCL, which is not the GPU."""
+    def timer(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Timer | None:
+        """Return what times inferences between events of the GPU; None for OpenCL."""
         if device != driver.NAME:
             return None
-        return driver.time_inferences(GpuProgram(folder, driver.CudaMachine), feeds)
+        return driver.timer_of(GpuProgram(folder, driver.CudaMachine), feeds)
 
     def steps(
         self,

@@ -47,8 +47,11 @@ class Samples:
         """Return the time that so many percent of the calls stay under."""
         return float(np.percentile(self.samples_ns, percent)) / 1e6
 
-    def __add__(self, other: "Samples") -> "Samples":
-        return Samples(self.samples_ns + other.samples_ns, self.device)
+    @classmethod
+    def joined(cls, rounds: "Sequence[Samples]") -> "Samples":
+        """Return the samples of all rounds, which one device took."""
+        (device,) = {each.device for each in rounds}
+        return cls(tuple(ns for each in rounds for ns in each.samples_ns), device)
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures that reports print, in milliseconds."""
@@ -60,6 +63,20 @@ class Samples:
             "spread": round(self.spread, 4),
             "samples": len(self.samples_ns),
         }
+
+
+# Takes some more samples of one thing each time it is called.
+Timer = Callable[[], Samples]
+
+
+def take_turns(timers: Sequence[Timer], rounds: int) -> list[list[Samples]]:
+    """Return the rounds of each timer: A B B A, as who comes second finds another machine."""
+    taken: list[list[Samples]] = [[] for _ in timers]
+    order = list(zip(timers, taken, strict=True))
+    for index in range(rounds):
+        for timer, samples in order[:: -1 if index % 2 else 1]:
+            samples.append(timer())
+    return taken
 
 
 def sample(

@@ -10,7 +10,7 @@ import numpy as np
 from tilewright.calibration import Calibration
 from tilewright.facts import Fact
 from tilewright.graph import Graph
-from tilewright.measurement import Samples
+from tilewright.measurement import Timer
 from tilewright.plan import Plan
 from tilewright.target import Target
 from tilewright.timings import Tuning
@@ -150,8 +150,11 @@ class Backend(Protocol):
         """
         ...
 
-    def check(self, target: Target, tuning: Tuning | None) -> None:
-        """Raise UnusableInput, before any work, where nothing can be built for a target."""
+    def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
+        """Raise UnusableInput, before any work, where nothing can be built for a target.
+
+        Nor where `device` is known not to run what would be.
+        """
         ...
 
     def build(
@@ -183,8 +186,12 @@ class Backend(Protocol):
         """Return a function from feeds to outputs, which runs on what `find_device` finds."""
         ...
 
-    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
-        """Time inferences on a device other than HOST; None where it is not the real one."""
+    def timer(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Timer | None:
+        """Load an artifact on a device other than HOST; return what times it there for a while.
+
+        None where that is not the real device. Timers that live at the same time are of the
+        same board.
+        """
         ...
 
     def steps(

@@ -18,7 +18,7 @@ from tilewright.frontends.onnx_file import read_onnx
 from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layers
 from tilewright.layout import Pattern, Tile, parse_layout
-from tilewright.measurement import machine, versions
+from tilewright.measurement import Samples, machine, take_turns, versions
 from tilewright.memory import return_freed_memory
 from tilewright.pipeline import Pipeline, Run
 from tilewright.plan import Level, Plan, Value, channels_of, empty_tiles
@@ -33,7 +33,7 @@ from tilewright.tools.evaluate_task import task_scores
 from tilewright.tools.find_target import find_backend, find_target
 from tilewright.tools.job import Job
 from tilewright.tools.load_artifact import load_any
-from tilewright.tools.measure_engines import OURS, measure_engines
+from tilewright.tools.measure_engines import OURS, ROUNDS, measure_engines
 from tilewright.tools.read_model import Source, read_calibration, read_model
 from tilewright.tools.resize_model import Resizing
 from tilewright.tools.resolve_pipeline import check_precision, reads_plan, resolve_pipeline
@@ -124,7 +124,7 @@ def _settle(job: Job, report: Report) -> _Settled:
     report(f"pipeline: {str(pipeline) or 'no passes'}")
     threads = _threads(job, device, report)
     tuning = job.tuning(threads)
-    find_backend(target.backend).check(target, tuning)
+    find_backend(target.backend).check(target, device, tuning)
     return _Settled(target, precision, pipeline, plan, threads, device, tuning)
 
 
@@ -379,9 +379,11 @@ def _latency_there(
     device: str,
 ) -> dict[str, Any] | None:
     """Return the latency on a device beside this machine; None where it is not the real one."""
-    samples = find_backend(target.backend).time(folder, feeds, threads, device)
-    if samples is None:
+    timer = find_backend(target.backend).timer(folder, feeds, threads, device)
+    if timer is None:
         return None
+    (rounds,) = take_turns([timer], ROUNDS)
+    samples = Samples.joined(rounds)
     if samples.device is not None:  # it says how many threads, too, where it has some
         return {**samples.as_json(), "device": samples.device}
     return {**samples.as_json(), "device": device, "threads": threads}

@@ -46,8 +46,7 @@ class Contest:
 
     def total(self, engine: str) -> Samples:
         """Return all samples of an engine."""
-        first, *rest = self.rounds[engine]
-        return sum(rest, start=first)
+        return Samples.joined(self.rounds[engine])
 
     def ratio(self, engine: str) -> float:
         """Return how many times longer an engine takes than tilewright.

@@ -15,7 +15,7 @@ from tilewright.errors import UnusableInput
 from tilewright.findings import Findings
 from tilewright.graph import Graph
 from tilewright.layout import Tile
-from tilewright.measurement import Samples, machine, versions
+from tilewright.measurement import Samples, Timer, machine, take_turns, versions
 from tilewright.passes.prune.candidates import Candidates, candidates
 from tilewright.passes.prune.choose_tiles import Choice
 from tilewright.passes.prune.tile_errors import TileErrors
@@ -26,7 +26,7 @@ from tilewright.protocol import HOST, Context, Feeds, Report, Steps
 from tilewright.target import Target
 from tilewright.tools.count_threads import count_threads
 from tilewright.tools.find_target import find_backend, find_target, parse_pipeline
-from tilewright.tools.measure_engines import OURS, measure_engines
+from tilewright.tools.measure_engines import OURS, ROUNDS, measure_engines
 from tilewright.tools.read_model import read_calibration, read_model
 from tilewright.tools.resolve_pipeline import check_precision, resolve_pipeline
 from tilewright.tools.search_job import Search
@@ -119,21 +119,23 @@ class Subject:
         """
         feeds = next(self.held.feeds())
         if self.device != HOST:
-            return {name: self._time_there(models[name], feeds) for name in models}
+            timers = [self._timer(folder, feeds) for folder in models.values()]
+            rounds = take_turns(timers, ROUNDS)
+            return dict(zip(models, map(Samples.joined, rounds), strict=True))
         ours = dict.fromkeys(models, OURS)
         contest = measure_engines(
             models, feeds, self.threads, engine_of=ours, report=self.report
         )
         return {name: contest.total(name) for name in models}
 
-    def _time_there(self, folder: Path, feeds: Feeds) -> Samples:
-        taken = self.backend.time(folder, feeds, self.threads, self.device)
-        if taken is None:
+    def _timer(self, folder: Path, feeds: Feeds) -> Timer:
+        timer = self.backend.timer(folder, feeds, self.threads, self.device)
+        if timer is None:
             raise UnusableInput(
                 f"search: latencies are asked for, and {self.device} is not the device that "
                 f"{self.target.name} is for. Give --device with one that is."
             )
-        return taken
+        return timer
 
     def errors(self) -> dict[str, list[float]]:
         """Return the error of the answers with each layer alone at each level, dense first."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tilewright.gate import run_ratio
-from tilewright.measurement import Samples, machine
+from tilewright.measurement import Timer, machine, take_turns
 from tilewright.protocol import Backend, Feeds, Report
 from tilewright.tools.measure_engines import OURS, measure_engines
 
@@ -75,22 +75,20 @@ class DeviceDuel:
 
     def is_real(self) -> bool:
         """Run the artifact; say whether the device is the real one. Raises UnusableInput."""
-        return self._time(self.artifact) is not None
+        return self._timer(self.artifact) is not None
 
     def run(self, index: int) -> float:
         """Return the artifact's time over the other's, each loaded anew for every run."""
         self.report(f"{self.artifact.name}: run {index + 1} on {self.device}")
-        order = _in_either_order(self.artifact, self.other)
-        taken: dict[Path, list[Samples]] = {path: [] for path in order}
-        for index_of_round in range(_ROUNDS):
-            for path in order[:: -1 if index_of_round % 2 else 1]:
-                samples = self._time(path)
-                assert samples is not None, "a real device stays one"
-                taken[path].append(samples)
-        return run_ratio(taken[self.artifact], taken[self.other])
+        sides = _in_either_order(("now", self.artifact), ("before", self.other))
+        timers = [timer for _, path in sides if (timer := self._timer(path)) is not None]
+        assert len(timers) == len(sides), "a real device stays one"
+        names = [name for name, _ in sides]
+        rounds = dict(zip(names, take_turns(timers, _ROUNDS), strict=True))
+        return run_ratio(rounds["now"], rounds["before"])
 
-    def _time(self, folder: Path) -> Samples | None:
-        return self.backend.time(folder, self.feeds, self.threads, self.device)
+    def _timer(self, folder: Path) -> Timer | None:
+        return self.backend.timer(folder, self.feeds, self.threads, self.device)
 
 
 def _in_either_order(one: T, other: T) -> tuple[T, T]:

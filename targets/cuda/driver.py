@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilewright.errors import UnusableInput
-from tilewright.measurement import Samples
+from tilewright.measurement import Samples, Timer
 from tilewright.protocol import Feeds
 from tilewright.targets.cuda.executor import ARENA, CUBIN, WEIGHTS, GpuProgram
 
 NAME = "cuda"
 _LIBRARY = "libcuda.so.1"
-_WARM_UP, _REPEATS = 20, 200
+_WARM_UP, _REPEATS = 5, 50  # of a round
 # Of the driver's attributes of a device: its compute capability.
 _MAJOR, _MINOR = 75, 76
 
@@ -157,16 +157,20 @@ class CudaMachine:
         _call(self._driver, function, *arguments)
 
 
-def time_inferences(
+def timer_of(
     program: GpuProgram, feeds: Feeds, warm_up: int = _WARM_UP, repeats: int = _REPEATS
-) -> Samples:
-    """Time inferences on the GPU, without the copies of inputs and outputs."""
+) -> Timer:
+    """Return what times inferences on the GPU, without the copies of inputs and outputs."""
     machine = program.machine
     assert isinstance(machine, CudaMachine), f"{machine} has no events"
     which = program.fitting(feeds)
     program.take(which, feeds)
-    taken = [machine.time(lambda: program.launch(which)) for _ in range(warm_up + repeats)]
-    return Samples(tuple(taken[warm_up:]), machine.gpu.name)
+
+    def timed() -> Samples:
+        taken = [machine.time(lambda: program.launch(which)) for _ in range(warm_up + repeats)]
+        return Samples(tuple(taken[warm_up:]), machine.gpu.name)
+
+    return timed
 
 
 def _release(

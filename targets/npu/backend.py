@@ -34,7 +34,7 @@ class NpuBackend:
             )
         return REFERENCE
 
-    def check(self, target: Target, tuning: Tuning | None) -> None:
+    def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
         """Raise UnusableInput without the extra [npu], for --tune, for an unknown device."""
         check_installed()
         if tuning is not None:
@@ -108,7 +108,7 @@ class NpuBackend:
 
         return NpuProgram(folder, threads)
 
-    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> None:
+    def timer(self, folder: Path, feeds: Feeds, threads: int, device: str) -> None:
         """Return None: the reference model is not the device."""
 
     def steps(

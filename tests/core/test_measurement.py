@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tilewright.measurement import Samples, machine, pairwise_ratio, sample
+from tilewright.measurement import Samples, Timer, machine, pairwise_ratio, sample, take_turns
 
 
 def milliseconds(*values: float) -> Samples:
@@ -39,4 +39,23 @@ def test_the_machine_is_read_from_cpuinfo(tmp_path: Path) -> None:
 
 
 def test_samples_of_a_device_keep_its_name_when_they_are_joined() -> None:
-    assert Samples((1,), "a GPU") + Samples((2,), "a GPU") == Samples((1, 2), "a GPU")
+    rounds = [Samples((1,), "a GPU"), Samples((2,), "a GPU")]
+    assert Samples.joined(rounds) == Samples((1, 2), "a GPU")
+
+
+def test_turns_are_taken_in_an_order_that_turns_round_each_time() -> None:
+    calls: list[str] = []
+
+    def timer(name: str) -> Timer:
+        def timed() -> Samples:
+            calls.append(name)
+            return Samples((len(calls),))
+
+        return timed
+
+    taken = take_turns([timer("a"), timer("b")], rounds=3)
+    assert "".join(calls) == "abbaab"
+    assert [[each.samples_ns[0] for each in rounds] for rounds in taken] == [
+        [1, 4, 5],
+        [2, 3, 6],
+    ]

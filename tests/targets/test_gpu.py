@@ -448,4 +448,4 @@ def test_numbers_are_checked_on_a_cpu_that_takes_buffers_where_tensors_lie(
 
 
 def test_what_runs_through_opencl_is_not_timed(tmp_path: Path) -> None:
-    assert GpuBackend().time(tmp_path, {}, 1, "opencl") is None
+    assert GpuBackend().timer(tmp_path, {}, 1, "opencl") is None

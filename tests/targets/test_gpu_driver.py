@@ -18,7 +18,7 @@ from tilewright.errors import UnusableInput
 from tilewright.target import read_target
 from tilewright.targets import FOLDER
 from tilewright.targets.cuda import compile as compiling
-from tilewright.targets.cuda import driver
+from tilewright.targets.cuda import driver, opencl
 from tilewright.targets.cuda.executor import GpuProgram
 from tilewright.targets.gpu import GpuBackend
 from tilewright.timings import Timings, Tuning
@@ -103,7 +103,7 @@ def test_the_driver_gets_the_launches_and_arguments_of_the_program(tmp_path: Pat
     np.testing.assert_array_equal(program({"x": x})["y"], -x)
     (launch,) = json.loads((tmp_path / "program.json").read_text())["programs"][0]["launches"]
     assert fake.launched == [(*launch["blocks"], *launch["threads"])]
-    samples = driver.time_inferences(program, {"x": x}, warm_up=2, repeats=3)
+    samples = driver.timer_of(program, {"x": x}, warm_up=2, repeats=3)()
     assert samples.samples_ns == (250_000,) * 3
     assert samples.device == "A fake of the H100"
     assert len(fake.launched) == 1 + 5
@@ -219,23 +219,23 @@ def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("ampere")
 def test_a_target_whose_code_the_gpu_does_not_run_is_refused_before_any_work() -> None:
     assert GpuBackend().find_device(None) == "cuda"
-    GpuBackend().check(read_target(FOLDER / "gpu-sm80.toml"), None)
-    with pytest.raises(UnusableInput, match=r"sm_90.*\(A40\).*8\.6.*CUDA_VISIBLE_DEVICES"):
-        GpuBackend().check(GPU, None)
+    GpuBackend().check(read_target(FOLDER / "gpu-sm80.toml"), driver.NAME, None)
+    with pytest.raises(UnusableInput, match=r"sm_90.*\(A40\).*8\.6.*--device opencl"):
+        GpuBackend().check(GPU, driver.NAME, None)
+    GpuBackend().check(GPU, opencl.NAME, None)
 
 
 def test_measuring_is_refused_before_any_work(tmp_path: Path) -> None:
     tuning = Tuning(4, 1.0, 1, Timings(tmp_path / "timings.sqlite"))
     with pytest.raises(UnusableInput, match=r"--tune: .*Leave the option out"):
-        GpuBackend().check(GPU, tuning)
+        GpuBackend().check(GPU, driver.NAME, tuning)
 
 
-def test_without_a_gpu_any_architecture_is_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "cuda_missing", lambda: "a GPU")
+def test_for_opencl_any_architecture_is_built_for() -> None:
     for path in FOLDER.glob("gpu*.toml"):
-        GpuBackend().check(read_target(path), None)
+        GpuBackend().check(read_target(path), opencl.NAME, None)
     with pytest.raises(UnusableInput, match="not like"):
-        GpuBackend().check(gpu(arch="90"), None)
+        GpuBackend().check(gpu(arch="90"), opencl.NAME, None)
 
 
 @needs_opencl
@@ -248,7 +248,7 @@ def test_without_a_compiler_a_gpu_is_of_no_use(
     assert GpuBackend().find_device(None) == "opencl"
     with pytest.raises(UnusableInput, match=r"cuda lacks machine code, .* no CUDA compiler"):
         GpuBackend().find_device("cuda")
-    GpuBackend().check(GPU, None)
+    GpuBackend().check(GPU, opencl.NAME, None)
     graph, told = graph_of("g (float[3,4] x) => (float[3,4] y) { y = Neg(x) }"), list[str]()
     GpuBackend().build([graph], GPU, tmp_path, told.append)
     assert any("no CUDA compiler" in line and "OpenCL" in line for line in told)

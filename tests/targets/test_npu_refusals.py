@@ -21,7 +21,7 @@ from tests.targets.npu_networks import (
 from tilewright import oracle
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
-from tilewright.protocol import silent
+from tilewright.protocol import HOST, silent
 from tilewright.targets.npu import backend
 from tilewright.targets.npu.commands import sparse_convolutions
 from tilewright.targets.npu.partition import Step
@@ -140,7 +140,7 @@ def test_every_target_of_the_backend_builds(tmp_path: Path) -> None:
 def test_measuring_is_refused(tmp_path: Path) -> None:
     tuning = Tuning(4, 1.0, 1, Timings(tmp_path / "timings.sqlite"))
     with pytest.raises(UnusableInput, match="--tune measures on the device"):
-        backend.NpuBackend().check(U85, tuning)
+        backend.NpuBackend().check(U85, HOST, tuning)
     with pytest.raises(UnusableInput, match="is not timed"):
         backend.NpuBackend().steps(network(), U85, tmp_path, {}, 1, backend.REFERENCE)
 

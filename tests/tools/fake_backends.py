@@ -13,7 +13,7 @@ from tilewright import oracle
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
-from tilewright.measurement import Samples
+from tilewright.measurement import Timer
 from tilewright.protocol import (
     HOST,
     Build,
@@ -33,7 +33,7 @@ class Faithful:
 
     name: ClassVar[str] = "faithful"
 
-    def check(self, target: Target, tuning: Tuning | None) -> None:
+    def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
         pass
 
     def build(
@@ -71,7 +71,7 @@ class Faithful:
     def estimate(self, folder: Path, target: Target, report: Report) -> Estimate | None:
         return None
 
-    def time(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Samples | None:
+    def timer(self, folder: Path, feeds: Feeds, threads: int, device: str) -> Timer | None:
         raise AssertionError("HOST is timed beside other engines")
 
     def load(

@@ -15,7 +15,7 @@ from tests.tools.fake_backends import Faithful
 from tilewright import artifact
 from tilewright.errors import UnusableInput
 from tilewright.gate import MOST_RUNS
-from tilewright.measurement import Samples
+from tilewright.measurement import Samples, Timer
 from tilewright.tools import gate_subject, time_run
 from tilewright.tools.measure_engines import Contest
 
@@ -244,12 +244,12 @@ def test_artifacts_of_one_device_beside_this_machine_are_timed_there(
     times = {"a.tw": 1060, "b.tw": 1000}
     on: list[str] = []
 
-    def timed(_: Faithful, folder: Path, feeds: object, threads: int, device: str) -> Samples:
+    def timer(_: Faithful, folder: Path, feeds: object, threads: int, device: str) -> Timer:
         on.append(device)
-        return Samples((times[folder.name],))
+        return lambda: Samples((times[folder.name],))
 
     monkeypatch.setattr(Faithful, "find_device", lambda _, asked: str(asked))
-    monkeypatch.setattr(Faithful, "time", timed)
+    monkeypatch.setattr(Faithful, "timer", timer)
     for folder in (small, large):
         change_manifest(folder, lambda m: m.update(device="board"))
     ended = run("gate", small, "--against", large)
@@ -269,7 +269,7 @@ def test_where_two_artifacts_cannot_be_timed_the_counts_are_judged(
         return asked
 
     monkeypatch.setattr(Faithful, "find_device", find)
-    monkeypatch.setattr(Faithful, "time", lambda *_: None)
+    monkeypatch.setattr(Faithful, "timer", lambda *_: None)
     change_manifest(small, lambda m: m.update(device=device))
     if device != "board":
         change_manifest(large, lambda m: m.update(device=device))
@@ -295,12 +295,12 @@ def test_another_device_may_be_asked_for_than_artifacts_were_compiled_for(
 ) -> None:
     on: list[str] = []
 
-    def timed(_: Faithful, folder: Path, feeds: object, threads: int, device: str) -> Samples:
+    def timer(_: Faithful, folder: Path, feeds: object, threads: int, device: str) -> Timer:
         on.append(device)
-        return Samples((1000,))
+        return lambda: Samples((1000,))
 
     monkeypatch.setattr(Faithful, "find_device", lambda _, asked: str(asked))
-    monkeypatch.setattr(Faithful, "time", timed)
+    monkeypatch.setattr(Faithful, "timer", timer)
     for folder in (small, large):
         change_manifest(folder, lambda m: m.update(device="qemu"))
     fleet = ("--tracker", "10.0.0.2:9190", "--key", "pi4")

@@ -10,6 +10,7 @@ from tests.targets.gpu_builds import needs_opencl, with_empty_tiles
 from tests.tools.conftest import Cli
 from tilewright.measurement import Samples
 from tilewright.targets import BACKENDS
+from tilewright.targets.cuda import driver
 from tilewright.targets.cuda.executor import GpuProgram
 from tilewright.targets.cuda.opencl import OpenClMachine
 from tilewright.targets.gpu import GpuBackend
@@ -45,11 +46,12 @@ def test_a_latency_on_a_gpu_bears_its_name_and_no_threads(
     gpu_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GpuBackend, "find_device", lambda *_: "cuda")
+    monkeypatch.setattr(driver, "find_gpu", lambda: driver.Gpu("H100", (9, 0)))
     monkeypatch.setattr(
         GpuBackend, "load", lambda _, folder, *__: GpuProgram(folder, OpenClMachine)
     )
     timed = Samples((500_000,), "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(GpuBackend, "time", lambda *_: timed)
+    monkeypatch.setattr(GpuBackend, "timer", lambda *_: lambda: timed)
     ended = gpu_cli("compile", "model.onnx", "--target", "gpu", "--json")
     assert ended.code == 0, ended.err
     latency = ended.json()["latency"]

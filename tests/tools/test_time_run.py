@@ -10,7 +10,7 @@ import pytest
 from tests.small_models import normal, open_batch, two_layers
 from tilewright.errors import UnusableInput
 from tilewright.gate import Status, judge_runs
-from tilewright.measurement import Samples
+from tilewright.measurement import Samples, Timer
 from tilewright.protocol import silent
 from tilewright.tools import time_run
 from tilewright.tools.measure_engines import Contest
@@ -57,7 +57,10 @@ class Neighbour:
         self._rng = np.random.default_rng(seed)
         self.calls = 0
 
-    def time(self, *_: object) -> Samples:
+    def timer(self, *_: object) -> Timer:
+        return self._time
+
+    def _time(self) -> Samples:
         run, left = divmod(self.calls, 2 * time_run._ROUNDS)
         self.calls += 1
         slow = 1.06 if self._slowed(run, *divmod(left, 2)) else 1.0
