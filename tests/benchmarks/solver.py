@@ -18,7 +18,7 @@ import numpy as np
 from tilewright.layout import Tile
 from tilewright.passes.prune import obs
 
-INPUTS = (128, 256, 512, 1024, 1536)
+INPUTS = (256, 512, 1024, 1536, 3072)
 OUTPUTS = (64, 128, 256, 512)
 
 
