@@ -205,7 +205,7 @@ def freeze(tensor: gs.Constant) -> gs.Constant:
 
 def constant(name: str, values: np.ndarray) -> gs.Constant:
     """Return a new read-only weight."""
-    values = np.ascontiguousarray(values).view()
+    values = np.asarray(values, order="C").view()  # a scalar stays one
     values.flags.writeable = False
     return gs.Constant(name, values)
 

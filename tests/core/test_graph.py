@@ -179,3 +179,12 @@ def test_a_graph_reads_as_one_line_a_node() -> None:
         "y:1x2:float32 = Mul(a, float322.0)\n"
         "return y\n"
     )
+
+
+def test_a_scalar_stays_one_in_a_file(tmp_path: Path) -> None:
+    graph = small_graph("g (float[2,2] x) => (float[2,2] y) { y = Mul(x, s) }", s=normal(1))
+    graph = graph.edit()
+    graph.nodes[0].inputs[1] = constant("two", np.asarray(2, np.float32))
+    graph.save(tmp_path / "model.onnx")
+    (two,) = onnx.load(tmp_path / "model.onnx").graph.initializer
+    assert list(two.dims) == []
