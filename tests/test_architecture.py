@@ -1,4 +1,4 @@
-"""The rules of ARCHITECTURE: who imports whom, who prints, and that the README runs."""
+"""The rules of ARCHITECTURE: who imports whom, who prints, and that documents hold."""
 
 import ast
 import re
@@ -96,15 +96,48 @@ def test_every_public_name_can_be_imported_and_is_listed() -> None:
         tilewright.compil  # noqa: B018
 
 
-# ---- README ----
+# ---- README and the other documents ----
+
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
+)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 
-def readme_blocks(language: str, document: str = "README.md") -> list[str]:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
 
 
-def test_every_command_of_the_readme_is_known() -> None:
+def blocks(language: str, document: str = "README.md") -> list[str]:
+    return [body for found, body in FENCED.findall(text_of(document)) if found == language]
+
+
+def prose(document: str) -> str:
+    """Return the document without its fenced blocks."""
+    return FENCED.sub("", text_of(document))
+
+
+def shown_commands(document: str) -> Iterator[list[str]]:
+    """Yield the words of each command in bash blocks and of each that stands within a line."""
+    lines = [
+        command
+        for block in blocks("bash", document)
+        for line in block.replace("\\\n", " ").splitlines()
+        for command in line.split("&&")
+    ]
+    within = r"`((?:tilewright|compile|python) [^`\n]+)`"
+    for command in (*lines, *re.findall(within, prose(document))):
+        if words := shlex.split(command, comments=True):
+            yield [Path(words[0]).name, *words[1:]]
+
+
+def options_of(words: list[str]) -> set[str]:
+    return {word.partition("=")[0] for word in words if word.startswith("-")}
+
+
+def test_every_command_that_documents_show_is_known() -> None:
     import click
 
     from tilewright.tools.cli import app
@@ -113,43 +146,75 @@ def test_every_command_of_the_readme_is_known() -> None:
     inside = {f"{n} {m}": c for n, g in groups.items() for m, c in g.commands.items()}
     known = {**app.commands, **inside}
     found = set()
-    for block in readme_blocks("bash"):
-        for line in block.replace("\\\n", " ").splitlines():
-            for command in line.split("&&"):
-                words = shlex.split(command, comments=True)
-                if not words or Path(words[0]).name not in ("tilewright", "compile"):
-                    continue
-                rest = (
-                    words[1:]
-                    if Path(words[0]).name == "tilewright"
-                    else ["compile", *words[1:]]
-                )
-                name = " ".join(rest[:2]) if rest[0] in groups else rest[0]
-                assert name in known, command
-                found.add(name)
-                options = {word.partition("=")[0] for word in rest if word.startswith("-")}
-                parameters = known[name].params
-                assert options <= {
-                    o for p in parameters for o in (*p.opts, *p.secondary_opts)
-                }, command
+    for document in DOCUMENTS:
+        for words in shown_commands(document):
+            if words[0] not in ("tilewright", "compile"):
+                continue
+            rest = words[1:] if words[0] == "tilewright" else words
+            name = " ".join(rest[:2]) if rest[0] in groups else rest[0]
+            assert name in known, f"{document}: {shlex.join(words)}"
+            found.add(name)
+            parameters = known[name].params
+            known_options = {o for p in parameters for o in (*p.opts, *p.secondary_opts)}
+            assert options_of(rest) <= known_options, f"{document}: {shlex.join(words)}"
     assert "compile" in found
 
 
-def test_every_benchmark_of_the_readme_has_the_options_that_it_shows() -> None:
-    found = 0
-    for block in readme_blocks("bash"):
-        for line in block.splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["python"] and words[1].startswith("tests/benchmarks/"):
+def test_every_benchmark_that_documents_show_has_those_options() -> None:
+    found = set()
+    for document in DOCUMENTS:
+        for words in shown_commands(document):
+            if words[0] == "python" and words[1].startswith("tests/benchmarks/"):
                 text = (ROOT / words[1]).read_text(encoding="utf-8")
-                options = {word for word in words[2:] if word.startswith("--")}
-                assert options <= set(re.findall(r'add_argument\("(--[a-z]+)"', text)), line
-                found += 1
-    assert found
+                options = set(re.findall(r'add_argument\("(--[a-z]+)"', text))
+                assert options_of(words) <= options, f"{document}: {shlex.join(words)}"
+                found.add(document)
+    assert {"README.md", "CONTRIBUTING.md", "docs/pruning.md"} <= found
+
+
+def anchors(document: str) -> set[str]:
+    """Return what GitHub calls the headings of a document.
+
+    Small letters, digits, "_" and "-" stay, spaces become "-", all else goes; a heading that
+    comes again gets "-1", "-2" and so on.
+    """
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#+ +(.+?)(?: +#+)?$", prose(document), flags=re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        anchor = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        found[anchor] = again = found.get(anchor, -1) + 1
+        if again:
+            found[f"{anchor}-{again}"] = 0
+    return set(found)
+
+
+def links(document: str) -> list[str]:
+    """Return where the links of a document lead, but for those to other places of the web."""
+    text = re.sub(r"`[^`\n]*`", "", prose(document))
+    inline = re.findall(r"\]\(([^()\s]+)[^()]*\)", text)
+    named = re.findall(r"^\[[^]]+\]: *(\S+)", text, flags=re.MULTILINE)
+    return [to for to in (*inline, *named) if not re.match(r"[a-z][a-z+.-]*:", to)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
+    for link in links(document):
+        path, _, anchor = link.partition("#")
+        place = (ROOT / document).parent / path if path else ROOT / document
+        assert place.exists(), link
+        assert place.resolve().is_relative_to(ROOT.resolve()), link
+        if anchor:
+            target = place.resolve().relative_to(ROOT.resolve()).as_posix()
+            assert target.endswith(".md"), link
+            assert anchor in anchors(target), link
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    assert {link.partition("#")[0] for link in links("README.md")} >= set(DOCUMENTS[1:])
 
 
 def test_the_test_command_is_the_one_that_ci_runs() -> None:
-    assert "pytest" in readme_blocks("bash")[1]
+    assert "pytest" in blocks("bash")[1]
     assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
@@ -166,7 +231,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     model = small_model(text, u=normal(64, 64), w=normal(64, 64), v=normal(64, 4))
     onnx.save(model, tmp_path / "model.onnx")
     np.savez(tmp_path / "inputs.npz", x=normal(32, 64))
-    first, second = readme_blocks("python")
+    first, second = blocks("python")
     assert len([line for line in first.splitlines() if line.strip()]) <= 15
     scope: dict[str, Any] = {}
     exec(compile(first, "README.md", "exec"), scope)
@@ -178,7 +243,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_pass_of_contributing_runs(tmp_path: Path) -> None:
-    written, used = readme_blocks("python", "CONTRIBUTING.md")
+    written, used = blocks("python", "CONTRIBUTING.md")
     scope: dict[str, object] = {"__name__": "contributing"}
     import sys
     import types
