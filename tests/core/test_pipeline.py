@@ -227,7 +227,7 @@ def test_a_pass_that_changes_answers_it_promised_to_keep_leaves_a_folder_that_re
     graph = small_graph(TEXT, w=normal(4, 3))
     with pytest.raises(PassFailed) as caught:
         run("scale,scale{by=2.0},boast", graph, tmp_path)
-    assert 'scale: output "y" changed by' in str(caught.value)
+    assert 'scale: output "y" differs by' in str(caught.value)
     assert str(caught.value).endswith(f"Rerun: tilewright reproduce {tmp_path}/0001-scale")
     stored = read_reproduction(tmp_path / "0001-scale")
     assert stored.pipeline == "scale{by=2.0},boast"
