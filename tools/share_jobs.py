@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from tilewright.errors import DeviceFailed
@@ -51,8 +51,12 @@ def share_jobs(
 
     with ThreadPoolExecutor(max(1, min(devices, len(jobs)))) as pool:
         try:
-            for thread in as_completed([pool.submit(work) for _ in range(devices)]):
-                thread.result()
+            working = {pool.submit(work) for _ in range(devices)}
+            while working:
+                # A Ctrl-C that comes just before Python waits is seen when it has waited.
+                ended, working = wait(working, timeout=1.0, return_when=FIRST_COMPLETED)
+                for thread in ended:
+                    thread.result()
         except BaseException:
             stopped.set()  # leaving the pool waits for what its threads do
             raise
