@@ -50,8 +50,9 @@ class Samples:
     @classmethod
     def joined(cls, rounds: "Sequence[Samples]") -> "Samples":
         """Return the samples of all rounds, which one device took."""
-        (device,) = {each.device for each in rounds}
-        return cls(tuple(ns for each in rounds for ns in each.samples_ns), device)
+        devices = {each.device for each in rounds}
+        assert len(devices) == 1, f"rounds of one device, not of {devices}"
+        return cls(tuple(ns for each in rounds for ns in each.samples_ns), devices.pop())
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures that reports print, in milliseconds."""

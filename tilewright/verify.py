@@ -1,151 +1,24 @@
-"""Verification: between passes, that each kept its promises; of outputs, that they agree."""
+"""Verification: that every pass of a pipeline kept its promises."""
 
-import math
-from collections.abc import Iterable, Mapping
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 from tilewright import oracle
+from tilewright.compare import EachValue, Outputs, compare, worst_of
 from tilewright.errors import PassFailed, UnusableInput
 from tilewright.facts import CHECKS, Fact
-from tilewright.graph import Graph, constant, static_shape
+from tilewright.graph import Graph, static_shape
 from tilewright.protocol import Context, Pass
 from tilewright.random_feeds import random_feeds
 from tilewright.trace import same_values
 
 FEEDS = 2
-# Values compared at a time, in float64: logits of a language model fill 50 MB an inference.
-_COMPARED = 1 << 20
-
-_SHAKE = 1e-6  # some units in the last place of a float32
-
-Outputs = Mapping[str, np.ndarray]
-
-
-class Allowed(NamedTuple):
-    """How far answers may be from others; see `Difference`."""
-
-    max_rel_error: float
-    rms_rel_error: float = math.inf
-
-    def __str__(self) -> str:
-        if math.isfinite(self.rms_rel_error):
-            return f"{self.rms_rel_error:.1e} of all values, by root mean square,"
-        return f"{self.max_rel_error:.1e} of the largest value"
-
-
-class Difference(NamedTuple):
-    """How far two sets of outputs are apart.
-
-    `max_rel_error` is the largest error relative to the largest magnitude of the same output,
-    and `worst` names that output; `rms_rel_error` is the errors' root mean square relative to
-    that of what is expected, of the output where it is largest.
-    """
-
-    max_abs_error: float
-    max_rel_error: float
-    rms_rel_error: float
-    worst: str
-
-    def within(self, allowed: Allowed) -> bool:
-        """Say whether errors stay under what is allowed; NaN never does."""
-        most, rms = self.max_rel_error, self.rms_rel_error
-        return most <= allowed.max_rel_error and rms <= allowed.rms_rel_error
-
-    def __str__(self) -> str:
-        return (
-            f'output "{self.worst}" differs by {self.max_abs_error:.3g}, '
-            f"{self.max_rel_error:.1e} of its largest value, {self.rms_rel_error:.1e} of all "
-            "values by root mean square"
-        )
-
-
 # Folding and reordering change the order of float32 sums; real networks then differ by 1e-6 to
 # 1e-5 of their largest output. A wrong fold differs by far more than this.
-KEPT_OUTPUTS = Allowed(1e-4)
-
-
-def worst_of(differences: Iterable[Difference]) -> Difference:
-    """Return the largest of each figure; the name is that of the largest relative error."""
-    worst = Difference(0.0, 0.0, 0.0, "")
-    for each in differences:
-        larger = each.max_rel_error > worst.max_rel_error or not worst.worst
-        name = each.worst if larger else worst.worst
-        worst = Difference(
-            max(each.max_abs_error, worst.max_abs_error),
-            max(each.max_rel_error, worst.max_rel_error),
-            max(each.rms_rel_error, worst.rms_rel_error),
-            name,
-        )
-    return worst
-
-
-def compare(expected: Outputs, found: Outputs) -> Difference:
-    """Compare outputs by name. Raises UnusableInput where names or shapes differ."""
-    if set(expected) != set(found):
-        raise UnusableInput(
-            f"The outputs to compare have different names: {sorted(expected)} and "
-            f"{sorted(found)}. Compare two forms of the same model."
-        )
-    return worst_of(
-        _error(name, np.asarray(values), np.asarray(found[name]))
-        for name, values in expected.items()
-    )
-
-
-def shaken(graph: Graph) -> Graph:
-    """Return a model whose activations are quantized in steps that are larger by a trifle.
-
-    It rounds some values the other way, as any engine does that adds up in another order: how
-    far its answers are from the model's is how far those of a faultless engine may be.
-    """
-    edited = graph.edit()
-    for node in edited.nodes:
-        if node.op == "QuantizeLinear" and isinstance(node.inputs[1], gs.Constant):
-            scale = node.inputs[1]
-            values = (scale.values * (1 + _SHAKE)).astype(scale.values.dtype)
-            node.inputs[1] = constant(f"{scale.name}/{node.name}/shaken", values)
-    return edited
-
-
-def _error(name: str, expected: np.ndarray, found: np.ndarray) -> Difference:
-    if expected.shape != found.shape:
-        raise UnusableInput(
-            f'Output "{name}" has the shapes {expected.shape} and {found.shape}. '
-            "Compare two forms of the same model on the same inputs."
-        )
-    if not expected.size:
-        return Difference(0.0, 0.0, 0.0, name)
-    if expected.dtype.kind in "biuSUO" or found.dtype.kind in "biuSUO":
-        wrong = float(np.mean(expected != found))
-        return Difference(wrong, wrong, wrong, name)
-    largest, largest_error, squares, squared_errors = 0.0, 0.0, 0.0, 0.0
-    a, b = expected.reshape(-1), found.reshape(-1)
-    for start in range(0, a.size, _COMPARED):
-        part = slice(start, start + _COMPARED)
-        values, errors = _magnitudes(a[part], b[part])
-        largest = max(largest, float(values.max()))
-        largest_error = max(largest_error, float(errors.max()))
-        with np.errstate(over="ignore"):
-            squares += float(values @ values)
-            squared_errors += float(errors @ errors)
-    lost = squared_errors / (squares or 1.0) if math.isfinite(squared_errors) else math.inf
-    return Difference(largest_error, largest_error / (largest or 1.0), math.sqrt(lost), name)
-
-
-def _magnitudes(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the magnitudes of what is expected, where they are finite, and of the errors."""
-    a, b = expected.astype(np.float64), found.astype(np.float64)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    with np.errstate(invalid="ignore"):
-        errors = np.where(same, 0.0, np.abs(a - b))
-    # An error of NaN is as bad as any; it would win no comparison.
-    errors = np.nan_to_num(errors, nan=np.inf, posinf=np.inf)
-    return np.where(np.isfinite(a), np.abs(a), 0.0), errors
+KEPT_OUTPUTS = EachValue(1e-4)
 
 
 class _FeedsRefused(UnusableInput):
@@ -204,13 +77,17 @@ class Verifier:
         if self._expected is None:
             self._expected = self._run_before()
         session = oracle.session(graph)
-        for feeds, expected in self._expected:
-            difference = compare(expected, oracle.outputs_of(session, feeds))
-            if not difference.within(KEPT_OUTPUTS):
-                raise PassFailed(
-                    f"{difference}, from before the pass, which promises to keep it within "
-                    f"{KEPT_OUTPUTS}"
-                )
+        if not self._expected:
+            return
+        differences = compare(
+            (expected, oracle.outputs_of(session, feeds)) for feeds, expected in self._expected
+        )
+        worst = worst_of(differences, KEPT_OUTPUTS)
+        if KEPT_OUTPUTS.excess(worst) > 1:
+            raise PassFailed(
+                f"{worst}, from before the pass, which promises to keep it within "
+                f"{KEPT_OUTPUTS.told(worst)}"
+            )
 
     def _run_before(self) -> list[tuple[dict[str, np.ndarray], Outputs]]:
         # In a function of its own: two sessions at a time would hold the weights twice.

@@ -10,6 +10,7 @@ from tilewright.protocol import Pass, Report, silent
 from tilewright.target import Target
 from tilewright.tools.find_target import parse_pipeline
 
+_CLUSTERS = "cluster-weights"
 _PRUNE_TILES = ("prune-tiles", "prune-gradually")
 # The keys of a plan's levels, and the passes that do what they say.
 _FOLLOWERS = {("channels",): ("prune-channels",), ("sparsity", "tile"): _PRUNE_TILES}
@@ -25,8 +26,9 @@ def resolve_pipeline(
 ) -> Pipeline:
     """Return the passes to run, with `sparsity` written into those that have the option.
 
-    Without `text` it is the target's own pipeline, from which passes that prune are dropped
-    where there is neither a sparsity above 0 nor a plan, and to which prune-channels is added
+    Without `text` it is the target's own pipeline, from which passes that prune, or round what
+    they leave, are dropped where there is neither a sparsity above 0 nor a plan, and to which
+    prune-channels is added
     where the plan has channels. A pattern in it, such as 2:4, takes its own share of the
     sparsity; what prunes beside it takes the rest. What `precision` needs and the passes do not
     have comes last.
@@ -49,7 +51,7 @@ def resolve_pipeline(
     pipeline = pipeline.then(wanted.only(lambda step: step.name not in present))
     if text is None and plan is None:
         if not sparsity:
-            return pipeline.only(lambda step: not _prunes(step))
+            return pipeline.only(lambda step: not _prunes(step) and step.name != _CLUSTERS)
         pipeline, sparsity = _beside_patterns(pipeline, sparsity)
     if sparsity is not None:
         if not any(_prunes(p) for p in pipeline.passes):
@@ -152,16 +154,27 @@ def _check_order(pipeline: Pipeline) -> None:
                 f'Pipeline "{pipeline}": heal trains what pruning left, and nothing is pruned '
                 "before it. Put it behind a pass that prunes."
             )
-        if step.name == "cluster-weights" and any(map(_prunes, pipeline.passes[index:])):
-            raise UnusableInput(
-                f'Pipeline "{pipeline}": cluster-weights rounds what pruning leaves, and what '
-                "is pruned behind it is fitted anew. Put it behind all of that."
-            )
+        if step.name == _CLUSTERS:
+            _check_clusters(pipeline, names[:index], names[index + 1 :])
         if step.name == "match-tiles" and tiled and tiled[-1] < index:
             raise UnusableInput(
                 f'Pipeline "{pipeline}": match-tiles orders outputs for {names[tiled[-1]]}, '
                 "which runs before it. Put it in front."
             )
+
+
+def _check_clusters(pipeline: Pipeline, before: list[str], behind: list[str]) -> None:
+    """Raise UnusableInput where clustered weights would not last, or there are none."""
+    if changing := [name for name in behind if name.startswith("prune-") or name == "heal"]:
+        raise UnusableInput(
+            f'Pipeline "{pipeline}": {changing[0]} fits weights anew, so that the few values '
+            f"of {_CLUSTERS} would be many again. Put {_CLUSTERS} behind it."
+        )
+    if quantizing := [name for name in before if name.startswith("quantize")]:
+        raise UnusableInput(
+            f'Pipeline "{pipeline}": {_CLUSTERS} rounds weights in floats, which '
+            f"{quantizing[0]} leaves none of. Put it in front of that."
+        )
 
 
 def _check_written(pipeline: Pipeline, asked: float | None) -> None:

@@ -1,23 +1,28 @@
 """Verify an artifact: its answers against those of the models that it came from."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from tilewright import oracle
+from tilewright.compare import (
+    Allowed,
+    AllValues,
+    Difference,
+    EachValue,
+    compare,
+    shaken,
+    worst_of,
+)
 from tilewright.errors import CheckFailed
-from tilewright.frontends.onnx_file import read_onnx
 from tilewright.graph import Graph
 from tilewright.protocol import Executable, Feeds
-from tilewright.verify import Allowed, compare, shaken, worst_of
 
 # Our kernels and onnxruntime's add up in different orders; float32 networks then differ by up
 # to 1e-4 of their largest output. A wrong kernel differs by far more than this.
-AGREES = Allowed(1e-3)
+AGREES = EachValue(1e-3)
 # Where a model rounds to integers, a sum that falls on the other side of a half moves a value
 # by a whole step, and later layers may make much of it: one probability of a thousand may be
 # quite another one. How far all values are from a shaken copy's says how far; of chance, a few
@@ -28,7 +33,7 @@ _TIMES_SHAKEN, _LEAST_SHAKEN, _MOST_SHAKEN = 3.0, 1e-3, 0.5
 def verify_artifact(
     against: Mapping[str, Graph | Path],
     executable: Executable,
-    feeds: Sequence[dict[str, np.ndarray]],
+    feeds: Sequence[Feeds],
     allowed: Allowed,
 ) -> dict[str, Any]:
     """Compare an artifact's answers with those of some models under onnxruntime.
@@ -36,44 +41,48 @@ def verify_artifact(
     Raises CheckFailed where they differ by more than is `allowed`.
     """
     found = [executable(feed) for feed in feeds]
-    differences = []
+    worst: list[Difference] = []
     for name, model in against.items():
         session = oracle.session(model)
-        difference = worst_of(
-            compare(oracle.outputs_of(session, feed), outputs)
-            for feed, outputs in zip(feeds, found, strict=True)
-        )
-        if not difference.within(allowed):
+        expected = (oracle.outputs_of(session, feed) for feed in feeds)
+        difference = worst_of(compare(zip(expected, found, strict=True)), allowed)
+        if allowed.excess(difference) > 1:
             raise CheckFailed(
                 f"verify: the compiled artifact disagrees with {name} under onnxruntime: "
-                f"{difference}; {allowed} is allowed. Nothing was written; this is a fault of "
-                "the target's kernels: report it."
+                f"{difference}; {allowed.told(difference)} is allowed. Nothing was written; "
+                "this is a fault of the target's kernels: report it."
             )
-        differences.append(difference)
-    worst = worst_of(differences)
+        worst.append(difference)
     return {
-        "max_abs_error": worst.max_abs_error,
-        "max_rel_error": worst.max_rel_error,
-        "rms_rel_error": worst.rms_rel_error,
+        **as_json(worst_of(worst, allowed)),
         "samples": len(feeds),
         "against": list(against),
     }
 
 
+def as_json(difference: Difference) -> dict[str, float]:
+    """Return the figures of a difference by name."""
+    return {
+        "max_abs_error": difference.max_abs_error,
+        "max_rel_error": difference.max_rel_error,
+        "rms_rel_error": difference.rms_rel_error,
+    }
+
+
 def allowed_error(saved: Path, feeds: Iterable[Feeds]) -> Allowed:
-    """Return how far answers may be from those of a saved model."""
-    if not _rounds(saved):
+    """Return how far answers may be from those of a saved model, on these samples."""
+    message = onnx.load(saved, load_external_data=False)
+    if all(node.op_type != "QuantizeLinear" for node in message.graph.node):
         return AGREES
-    steady, moved = oracle.session(saved), oracle.session(shaken(read_onnx(saved)))
-    away = worst_of(
-        compare(oracle.outputs_of(steady, feed), oracle.outputs_of(moved, feed))
-        for feed in feeds
+    steady, moved = (
+        oracle.session(model) for model in (saved, shaken(Graph.from_onnx(onnx.load(saved))))
     )
-    chance = _TIMES_SHAKEN * away.rms_rel_error
-    return Allowed(math.inf, min(max(chance, _LEAST_SHAKEN), _MOST_SHAKEN))
+    away = compare((oracle.outputs_of(steady, f), oracle.outputs_of(moved, f)) for f in feeds)
+    return AllValues({each.output: _chance(each) for each in away})
 
 
-def _rounds(saved: Path) -> bool:
-    """Say whether a model rounds to integers somewhere."""
-    graph = onnx.load(saved, load_external_data=False).graph
-    return any(node.op_type == "QuantizeLinear" for node in graph.node)
+def _chance(away: Difference) -> float:
+    # Of few integers one that flips may be many; that shaking flips none says little.
+    if not away.is_float:
+        return _MOST_SHAKEN
+    return min(max(_TIMES_SHAKEN * away.rms_rel_error, _LEAST_SHAKEN), _MOST_SHAKEN)

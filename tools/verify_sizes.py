@@ -8,13 +8,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from tilewright import oracle
+from tilewright.compare import Allowed, compare, worst_of
 from tilewright.errors import PassFailed, UnusableInput
 from tilewright.graph import Graph, static_shape
 from tilewright.protocol import Executable, Feeds
 from tilewright.sizes import Sizes, all_choices, fit
 from tilewright.tools.resize_model import Resizing, written
 from tilewright.tools.verify_artifact import verify_artifact
-from tilewright.verify import Allowed, compare
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +80,13 @@ class SizesTrial:
             samples = [
                 _counting(padding.resized(sample, choice), mask) for sample in self.feeds
             ]
-            seen = [
-                compare(oracle.outputs_of(session, feeds), padding.run(self.executable, feeds))
+            seen = compare(
+                (oracle.outputs_of(session, feeds), padding.run(self.executable, feeds))
                 for feeds in samples
-            ]
+            )
         except (UnusableInput, PassFailed):
             return False  # it is another network there, or has outputs of other shapes
-        return all(agreement.within(self.allowed) for agreement in seen)
+        return all(self.allowed.excess(difference) <= 1 for difference in seen)
 
     def _masked(self, sizes: Sizes, mask: str) -> Sizes:
         """Return the sizes with the mask, which must leave out what changes no answer."""
@@ -114,8 +114,8 @@ class SizesTrial:
                 {name: fit(values, sizes.outputs[name], cut) for name, values in some.items()}
                 for some in answers
             )
-            seen = compare(expected, found)
-            if not seen.within(self.allowed):
+            seen = worst_of(compare([(expected, found)]), self.allowed)
+            if self.allowed.excess(seen) > 1:
                 raise UnusableInput(
                     f"--mask {mask}: what it leaves out changes the answers: {seen}. "
                     "Leave the option out."

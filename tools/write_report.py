@@ -92,7 +92,7 @@ def told_verified(verified: Mapping[str, Any]) -> str:
         named += ", the compressed model (not the original),"
     largest = verified["max_rel_error"]
     of_all = ""
-    if largest > AGREES.max_rel_error:  # it rounds to integers, and is judged by all values
+    if largest > AGREES.most:  # it rounds to integers, and is judged by all values
         of_all = f"{verified['rms_rel_error']:.1e} of all values by root mean square, "
     return (
         f"The artifact's outputs agree with {named} under onnxruntime: largest error "

@@ -11,6 +11,7 @@ from tilewright.layers import Layer, linear_layers
 from tilewright.nbits import block_node, declare, in_blocks
 from tilewright.options import unusable
 from tilewright.passes.quantize.names import free_stem
+from tilewright.passes.quantize.refusals import refusal
 from tilewright.protocol import Context, Note, Outcome
 
 _BLOCKS = (16, 32, 64, 128, 256)  # that onnxruntime takes
@@ -70,16 +71,8 @@ class QuantizeBlocks:
         graph.gs.nodes.append(block_node(layer.name, stem, source, weights, product))
 
     def _refusal(self, graph: Graph, layer: Layer) -> str:
-        if layer.name in self.skip:
-            return "it is named in skip"
         if layer.node.op == "Conv":
             return "it is a convolution"
         if any(layer.node.attrs.get(factor, 1.0) != 1.0 for factor in ("alpha", "beta")):
             return "its Gemm has factors"
-        if layer.is_quantized:
-            return "it is quantized already"
-        if len(layer.weight.outputs) > 1 or any(t is layer.weight for t in graph.outputs):
-            return f"{layer.weight.name} is read elsewhere too"
-        if not layer.weight.values.size or layer.weight.dtype != "float32":
-            return f"its weights are {layer.weight.dtype} {list(layer.weight.shape)}"
-        return ""
+        return refusal(graph, layer, self.skip)

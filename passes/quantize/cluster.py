@@ -9,18 +9,20 @@ import numpy as np
 from tilewright.calibration import Calibration
 from tilewright.facts import Fact
 from tilewright.graph import Graph
-from tilewright.layers import Layer, linear_layers
+from tilewright.layers import Layer, linear_layer, weighted_layers
 from tilewright.options import check_positive, unusable
 from tilewright.passes.prune.bias import use_counts
 from tilewright.passes.prune.refit import fit, seen_by, settle
 from tilewright.passes.prune.take_tiles import siblings
 from tilewright.passes.quantize.codebook import best_codebook
+from tilewright.passes.quantize.refusals import refusal
 from tilewright.passes.quantize.rounding import rounded
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Pair
 from tilewright.threads import one_blas_thread
 
-_MOST = 127  # of int8, as quantize has it
+_MOST, _STEPS = 127, 255  # of int8, as quantize has it
+_FREE = _MOST + 1  # no value is known before
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
 
 
@@ -30,12 +32,13 @@ class ClusterWeights:
 
     Weights are packed by how often each value is there, as Vela does for Ethos-U: they take
     less flash, and what waits for them waits less. Nothing is gained on the other targets. Put
-    it behind pruning; zeros stay zeros. The values are integers from -127 to 127, those that
-    `quantize` behind it makes of the weights, and the best that there are for a layer's. With
-    calibration data each weight is rounded in view of what was rounded before it, and layers
-    are fitted to what the network so far gives them (refit.py), which keeps more of the
-    answers than `quantize` alone; `damp` says how little correlations of examples are trusted.
-    Grouped convolutions, and all layers without data, are rounded to the nearest value.
+    it behind pruning, and `quantize` behind it; zeros stay zeros. The values are integers from
+    -127 to 127, those that `quantize` makes of the weights, and the best that there are for a
+    layer's. With calibration data each weight is rounded in view of what was rounded before it,
+    and layers are fitted to what the network so far gives them (refit.py): the answers stay
+    nearer than with the same values and each weight rounded by itself; `damp` says how little
+    correlations of examples are trusted. Grouped convolutions, and all layers without data, are
+    rounded to the nearest value.
     """
 
     values: int = 32
@@ -54,8 +57,8 @@ class ClusterWeights:
 
     def __post_init__(self) -> None:
         """Raise UnusableInput where an option makes no sense."""
-        if not 3 <= self.values <= 2 * _MOST:
-            raise unusable(self, "values", f"a whole number from 3 to {2 * _MOST}, such as 32")
+        if not 3 <= self.values <= _STEPS:
+            raise unusable(self, "values", f"a whole number from 3 to {_STEPS}, such as 32")
         check_positive(self, "damp")
 
     def __call__(self, graph: Graph, context: Context, /) -> Outcome:
@@ -63,8 +66,10 @@ class ClusterWeights:
         dense = graph.edit().sorted()
         edited = dense.edit()
         notes: list[Note] = []
-        layers = [layer for layer in linear_layers(edited) if self._takes(edited, layer, notes)]
-        fitted = [] if context.calibration is None else [la for la in layers if la.groups == 1]
+        layers = [la for la in weighted_layers(edited) if self._takes(edited, la, notes)]
+        fitted = [la for la in layers if la.groups == 1 and linear_layer(la.node) is not None]
+        if context.calibration is None:
+            fitted = []
         for layer in layers:
             if layer not in fitted:
                 layer.replace(self._nearest(layer))
@@ -105,15 +110,7 @@ class ClusterWeights:
         return np.stack(columns, axis=1)
 
     def _takes(self, graph: Graph, layer: Layer, notes: list[Note]) -> bool:
-        reason = ""
-        if layer.name in self.skip:
-            reason = "it is named in skip"
-        elif layer.is_quantized:
-            reason = "it is quantized already"
-        elif len(layer.weight.outputs) > 1 or any(t is layer.weight for t in graph.outputs):
-            reason = f"{layer.weight.name} is read elsewhere too"
-        elif not layer.weight.values.size or layer.weight.dtype != np.float32:
-            reason = f"its weights are {layer.weight.dtype} {list(layer.weight.shape)}"
+        reason = refusal(graph, layer, self.skip)
         if reason:
             notes.append(Note(layer.name, f"not clustered: {reason}"))
         return not reason
@@ -122,35 +119,36 @@ class ClusterWeights:
 class Grid(NamedTuple):
     """The values that weights of a layer may have: those of a codebook times an output's scale.
 
-    `scales` is (outputs,); `settled`, (outputs, inputs), holds integers that are known before,
-    NaN elsewhere: zeros, and the largest weight of each output, which its scale is made of.
+    `scales` is (outputs,); `known`, (outputs, inputs), holds integers that are known before:
+    zeros, and the largest weight of each output, which its scale is made of.
     """
 
     scales: np.ndarray
     codebook: np.ndarray
-    settled: np.ndarray
+    known: np.ndarray
 
     @classmethod
     def of(
         cls, weights: np.ndarray, kept: np.ndarray, energy: np.ndarray, values: int
     ) -> "Grid":
         """Return the best one for a matrix, whose inputs have an `energy`, where it is kept."""
-        left = np.where(kept, weights, 0.0).astype(np.float64)
-        rows, largest = np.arange(len(left)), np.abs(left).argmax(axis=1)
-        peaks = left[rows, largest]
-        scales = np.maximum(np.where(peaks, np.abs(peaks), 1.0) / _MOST, _LEAST_SCALE)
-        steps = np.rint(left / scales[:, None]).astype(np.int64)
-        worth = np.square(scales)[:, None] * energy * kept
-        counts = np.bincount(
-            steps.ravel() + _MOST, weights=worth.ravel(), minlength=2 * _MOST + 1
-        )
-        settled = np.where(kept, np.nan, 0.0)
-        settled[rows, largest] = np.sign(peaks) * _MOST
-        return cls(scales, best_codebook(counts, values), settled)
+        counts = np.zeros(_STEPS)
+        scales = np.empty(len(weights))
+        known = np.where(kept, np.int16(_FREE), np.int16(0))
+        # Row by row: large layers are large enough once.
+        for row, (all_of_it, is_kept) in enumerate(zip(weights, kept, strict=True)):
+            left = np.where(is_kept, all_of_it, 0.0)
+            peak = float(left[np.abs(left).argmax()])
+            scales[row] = max((abs(peak) or 1.0) / _MOST, _LEAST_SCALE)
+            steps = np.rint(left / scales[row]).astype(np.int64) + _MOST
+            worth = scales[row] ** 2 * energy * is_kept
+            counts += np.bincount(steps, weights=worth, minlength=_STEPS)
+            known[row, np.abs(left).argmax()] = np.sign(peak) * _MOST
+        return cls(scales, best_codebook(counts, values), known)
 
     def nearest(self, j: int, column: np.ndarray) -> np.ndarray:
         """Return the nearest weights of input j for what its column is, (outputs,)."""
         middles = (self.codebook[1:] + self.codebook[:-1]) / 2
         steps = self.codebook[np.searchsorted(middles, column / self.scales)]
-        known = self.settled[:, j]
-        return np.asarray(np.where(np.isnan(known), steps, known) * self.scales)
+        known = self.known[:, j]
+        return np.asarray(np.where(known == _FREE, steps, known) * self.scales)

@@ -17,6 +17,7 @@ from tilewright.options import check_name, unusable
 from tilewright.passes.quantize.everywhere import Cut, cuts
 from tilewright.passes.quantize.names import free_stem
 from tilewright.passes.quantize.ranges import Rule, cut_ranges, finite
+from tilewright.passes.quantize.refusals import refusal
 from tilewright.protocol import Context, Note, Outcome
 from tilewright.segments import Walk
 
@@ -117,17 +118,10 @@ class Quantize:
         return Rule(self.range, self.percentile)
 
     def _takes(self, graph: Graph, layer: Layer, notes: list[Note]) -> bool:
-        reason = ""
-        if layer.name in self.skip:
-            reason = "it is named in skip"
-        elif layer.groups > 1 and not (self.everywhere and layer.node.op == "Conv"):
+        reason = refusal(graph, layer, self.skip)
+        whole = self.everywhere and layer.node.op == "Conv"
+        if layer.groups > 1 and not whole and layer.name not in self.skip:
             reason = "its convolution is grouped"
-        elif layer.is_quantized:
-            reason = "it is already"
-        elif len(layer.weight.outputs) > 1 or any(t is layer.weight for t in graph.outputs):
-            reason = f"{layer.weight.name} is read elsewhere too"
-        elif not layer.weight.values.size or layer.weight.dtype != np.float32:
-            reason = f"its weights are {layer.weight.dtype} {list(layer.weight.shape)}"
         if reason:
             notes.append(Note(layer.name, f"not quantized: {reason}"))
         return not reason

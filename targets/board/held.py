@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from tilewright.errors import DeviceFailed, UnusableInput
-from tilewright.targets.board.place import TRACKER, Place
+from tilewright.targets.board.place import QEMU, TRACKER, Place
 
 # How a call of the worker's ended: well, refused by the board's programs, or not at all.
 DONE, REFUSED, FAILED = "done", "refused", "failed"
@@ -138,7 +138,9 @@ def board_of_thread(place: Place, programs: Path, emulation: Emulation) -> HeldB
     a thread does there shares it; threads at a fleet have a board each. Raises DeviceFailed
     where none can be had.
     """
-    key = (threading.get_ident(), place, programs, emulation)
+    # A board is what it is; in the emulator each CPU is another one.
+    its = emulation if place.kind == QEMU else None
+    key = (threading.get_ident(), place, programs, its)
     board = _BOARDS.get(key)
     if board is None or not board.works:
         board = _BOARDS[key] = _take(place, programs, emulation)

@@ -16,8 +16,7 @@ from tilewright.targets.board.place import Place
 from tilewright.targets.program_files import PROGRAM
 
 MACHINE = "machine.json"  # of an artifact: what it was compiled for
-# Of a round: runs, and seconds after which fewer must do.
-_LEAST_RUNS, _MOST_RUNS, _SECONDS = 3, 1000, 0.5
+_MOST_RUNS, _SECONDS = 1000, 0.5  # of a round
 
 
 class LoadedOnBoard:
@@ -45,11 +44,12 @@ class LoadedOnBoard:
         return self._board.run(self._number, values)
 
     def time(self) -> Samples:
-        """Time runs on the latest inputs for half a second, by the board's clock."""
-        # The first one also warms caches up, which another artifact may have filled.
-        once = max(self._board.time(self._number, 1)[0], 1)
-        runs = max(_LEAST_RUNS, min(_MOST_RUNS, int(_SECONDS * 1e9 / once)))
-        taken = self._board.time(self._number, runs)
+        """Time runs on the latest inputs for half a second, or one, by the board's clock."""
+        taken = self._board.time(self._number, 1)
+        runs = min(_MOST_RUNS, int(_SECONDS * 1e9 / max(taken[0], 1)))
+        if runs:
+            # The first has warmed caches up, which another artifact may have filled.
+            taken = self._board.time(self._number, runs)
         threads = self._board.threads(self._number)
         told = f"{threads} thread" if threads == 1 else f"{threads} threads"
         return Samples(taken, device=f"{self._board.name}, {told}")

@@ -137,7 +137,9 @@ def test_layers_stay_known_as_layers_and_are_not_quantized_twice() -> None:
         ("Gemm_1", True),
     ]
     again = quantized(graph, normal(5, 6))
-    assert [note.reason for note in again.notes] == ["not quantized: it is already"] * 2
+    assert [note.reason for note in again.notes] == [
+        "not quantized: it is quantized already"
+    ] * 2
 
 
 def test_quantized_weights_are_not_pruned() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.small_models import normal
 from tests.targets.boards import (
+    A72,
     A76,
     TRIPLE,
     built,
@@ -28,6 +29,7 @@ from tests.targets.builds import graph_of
 from tilewright import oracle
 from tilewright.errors import DeviceFailed, UnusableInput
 from tilewright.graph import Graph
+from tilewright.measurement import take_turns
 from tilewright.protocol import silent
 from tilewright.targets.arm import ArmBackend
 from tilewright.targets.board import held
@@ -86,8 +88,43 @@ def test_an_artifact_runs_and_is_timed_over_the_network(artifact: Path) -> None:
         timer = ArmBackend().timer(artifact, feeds, 1, device)
         assert timer is not None
         samples = timer()
-        assert len(samples.samples_ns) >= 3
+        assert len(samples.samples_ns) >= 1
         assert min(samples.samples_ns) > 0
+
+
+@emulated
+def test_artifacts_for_two_cores_are_timed_in_turns_on_one_board(
+    artifact: Path, tmp_path: Path
+) -> None:
+    older = built(small(), A72, tmp_path / "older")
+    with server() as (_, port):
+        device = f"rpc://127.0.0.1:{port}"
+        timers = [
+            ArmBackend().timer(folder, {"x": normal(16, 8)}, 1, device)
+            for folder in (artifact, older)
+        ]
+        taken = take_turns([timer for timer in timers if timer is not None], rounds=2)
+        assert [len(rounds) for rounds in taken] == [2, 2]
+        assert len({samples.device for rounds in taken for samples in rounds}) == 1
+
+
+@emulated
+def test_a_model_that_takes_longer_than_a_round_runs_once_in_it(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def slow(_: held.HeldBoard, number: int, repeats: int) -> tuple[int, ...]:
+        calls.append(repeats)
+        return (30_000_000_000,) * repeats
+
+    monkeypatch.setattr(held.HeldBoard, "time", slow)
+    with server() as (_, port):
+        device = f"rpc://127.0.0.1:{port}"
+        timer = ArmBackend().timer(artifact, {"x": normal(16, 8)}, 1, device)
+        assert timer is not None
+        assert timer().samples_ns == (30_000_000_000,)
+    assert calls == [1]
 
 
 @emulated

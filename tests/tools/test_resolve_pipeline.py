@@ -7,7 +7,8 @@ from tilewright.tools.find_target import find_target
 from tilewright.tools.resolve_pipeline import check_precision, resolve_pipeline
 
 CLEAN = "fold-constants,fold-batchnorm,remove-identities"
-QUANTIZE = "cluster-weights,quantize{everywhere=true}"
+INT8 = "quantize{everywhere=true}"
+QUANTIZE = f"cluster-weights,{INT8}"
 CHANNELS = "prune-channels{{sparsity={},ends=true,smallest=512}}"
 PATTERN = "prune-tiles{tile=2:4,ends=true,smallest=512}"
 
@@ -15,8 +16,8 @@ PATTERN = "prune-tiles{tile=2:4,ends=true,smallest=512}"
 @pytest.mark.parametrize(
     ("sparsity", "passes"),
     [
-        (None, [CLEAN, QUANTIZE]),
-        (0.0, [CLEAN, QUANTIZE]),
+        (None, [CLEAN, INT8]),
+        (0.0, [CLEAN, INT8]),
         (0.25, [CLEAN, CHANNELS.format(0.25), QUANTIZE]),
         (0.5, [CLEAN, PATTERN, QUANTIZE]),
         # Half of the weights of 4 in 5 channels are 0.4 of all.
@@ -49,6 +50,14 @@ def test_a_precision_that_the_target_lacks_is_refused() -> None:
         check_precision(find_target("edge-npu"), "fp32")
 
 
-def test_what_pruning_would_undo_is_refused_in_front_of_it() -> None:
-    with pytest.raises(UnusableInput, match=r"cluster-weights rounds what pruning leaves"):
-        resolve_pipeline(find_target("cpu"), "cluster-weights,prune-tiles", 0.6, None)
+@pytest.mark.parametrize(
+    ("pipeline", "said"),
+    [
+        ("cluster-weights,prune-tiles", "prune-tiles fits weights anew"),
+        ("prune-tiles,cluster-weights,heal", "heal fits weights anew"),
+        ("prune-tiles,quantize,cluster-weights", "quantize leaves none of"),
+    ],
+)
+def test_clusters_that_would_not_last_or_not_be_are_refused(pipeline: str, said: str) -> None:
+    with pytest.raises(UnusableInput, match=said):
+        resolve_pipeline(find_target("cpu"), pipeline, 0.6, None)

@@ -1,29 +1,34 @@
 """How far an artifact's answers may be from its model's: as far as rounding moves them."""
 
-import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.graphs import DEVICE
 from tests.small_models import normal, small_graph
+from tilewright import compare as compare_module
 from tilewright import oracle
 from tilewright.calibration import Calibration
+from tilewright.compare import AllValues, compare, shaken
 from tilewright.errors import CheckFailed
 from tilewright.graph import Graph
 from tilewright.passes.quantize.static import Quantize
 from tilewright.protocol import Context, Feeds
+from tilewright.tools import verify_artifact as module
 from tilewright.tools.verify_artifact import AGREES, allowed_error, verify_artifact
 
 X = normal(64, 24)
+LAYERS = 6
 
 
 def network() -> Graph:
+    lines = [f"h{i} = MatMul(r{i}, w{i})  r{i + 1} = Relu(h{i})" for i in range(LAYERS)]
     text = (
-        "g (float[1,24] x) => (float[1,8] y) { a = MatMul(x, v) h = Relu(a) y = MatMul(h, w) }"
+        f"g (float[1,24] r0) => (float[1,24] y) {{ {' '.join(lines)} y = Softmax(r{LAYERS}) }}"
     )
-    return small_graph(text, v=normal(24, 32), w=normal(32, 8, seed=1))
+    return small_graph(text, **{f"w{i}": normal(24, 24, seed=i) / 2 for i in range(LAYERS)})
 
 
 def saved(graph: Graph, folder: Path) -> Path:
@@ -32,51 +37,66 @@ def saved(graph: Graph, folder: Path) -> Path:
 
 
 @pytest.fixture
-def feeds() -> list[dict[str, np.ndarray]]:
-    return [{"x": x[None]} for x in X[:16]]
+def feeds() -> list[Feeds]:
+    return [{"r0": x[None]} for x in X]
 
 
 @pytest.fixture
-def rounding(tmp_path: Path) -> Path:
-    data = Calibration.from_arrays({"x": X}, network().inputs)
+def rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # So few values need a shake that is large, for some to fall on the other side.
+    monkeypatch.setattr(compare_module, "_SHAKE", 1e-2)
+    data = Calibration.from_arrays({"r0": X}, network().inputs)
     return saved(Quantize()(network(), Context(DEVICE, data)).graph, tmp_path)
 
 
 def test_a_model_in_floats_is_held_to_its_largest_value(
-    tmp_path: Path, feeds: list[dict[str, np.ndarray]]
+    tmp_path: Path, feeds: list[Feeds]
 ) -> None:
     path = saved(network(), tmp_path)
     assert allowed_error(path, feeds) == AGREES
     model = oracle.session(path)
 
     def off(feed: Feeds) -> dict[str, np.ndarray]:
-        return {
-            n: v + 2e-3 * np.abs(v).max() for n, v in oracle.outputs_of(model, feed).items()
-        }
+        y = oracle.outputs_of(model, feed)["y"]
+        return {"y": y + 2e-3 * np.abs(y).max()}
 
-    with pytest.raises(CheckFailed, match=r'output "y" differs by .*1\.0e-03 of the largest'):
+    with pytest.raises(CheckFailed, match=r'output "y" differs by .*; 1\.0e-03 of the largest'):
         verify_artifact({"model.onnx": path}, off, feeds, AGREES)
 
 
-def test_a_model_that_rounds_is_held_to_what_rounding_moves_of_all_its_values(
-    rounding: Path, feeds: list[dict[str, np.ndarray]]
+def test_a_model_that_rounds_is_held_to_three_times_what_rounding_moves(
+    rounding: Path, feeds: list[Feeds], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = oracle.session(rounding)
+    moved = oracle.session(shaken(Graph.from_onnx(onnx.load(rounding))))
+    (away,) = compare(
+        (oracle.outputs_of(model, feed), oracle.outputs_of(moved, feed)) for feed in feeds
+    )
+    # Some sums of some sample fall on the other side, else this test says nothing.
+    assert away.rms_rel_error > 1e-3
+    assert allowed_error(rounding, feeds) == AllValues({"y": 3 * away.rms_rel_error})
+    monkeypatch.setattr(module, "_MOST_SHAKEN", 2e-3)
+    assert allowed_error(rounding, feeds) == AllValues({"y": 2e-3})
+
+
+def test_one_value_may_be_another_where_a_model_rounds_but_not_all(
+    rounding: Path, feeds: list[Feeds]
 ) -> None:
     allowed = allowed_error(rounding, feeds)
-    assert allowed.max_rel_error == math.inf
-    # Steps of 1/255 of a range, of which few fall on the other side.
-    assert 1e-3 <= allowed.rms_rel_error < 0.05
     model = oracle.session(rounding)
 
     def one_value_off(feed: Feeds) -> dict[str, np.ndarray]:
         y = oracle.outputs_of(model, feed)["y"].copy()
-        y[0, 0] += 1e-3 * np.abs(y).max()
+        if feed is feeds[0]:
+            y[0, 0] += 0.01
         return {"y": y}
 
     found = verify_artifact({"model.onnx": rounding}, one_value_off, feeds, allowed)
-    assert 0 < found["rms_rel_error"] < found["max_rel_error"] == pytest.approx(1e-3, rel=0.01)
+    assert found["rms_rel_error"] < 0.2 * found["max_rel_error"]
+    assert found["max_rel_error"] > AGREES.most
 
     def in_another_order(feed: Feeds) -> dict[str, np.ndarray]:
         return {"y": oracle.outputs_of(model, feed)["y"][:, ::-1]}
 
-    with pytest.raises(CheckFailed, match=r"of all values, by root mean square, is allowed"):
+    with pytest.raises(CheckFailed, match=r"of all values by root mean square is allowed"):
         verify_artifact({"model.onnx": rounding}, in_another_order, feeds, allowed)
