@@ -106,7 +106,11 @@ class ArmBackend:
             return None
         core = _core_of(target)
         report("estimating cycles: counting instructions in QEMU")
-        functions = estimate_cycles(folder, *tools_for(folder), core)
+        try:
+            functions = estimate_cycles(folder, *tools_for(folder), core)
+        except UnusableInput as error:  # the artifact is none the worse
+            report(f"no estimate of cycles: {error}")
+            return None
         described = as_json(functions, core, read_json(folder / MACHINE)["kernels"])
         write_json(folder / ESTIMATE, described)
         return Estimate(described["cycles"], described["model"])

@@ -35,6 +35,14 @@ def test_the_table_names_every_folder_that_holds_python() -> None:
         assert package == expected.replace("/", ".")
 
 
+def test_what_is_no_python_is_installed_too() -> None:
+    data = SETUPTOOLS["package-data"]
+    for package, folder in SETUPTOOLS["package-dir"].items():
+        for file in (ROOT / folder).iterdir():
+            if file.is_file() and file.suffix != ".py":
+                assert any(file.match(each) for each in data.get(package, ())), file
+
+
 def test_every_package_has_an_init_file() -> None:
     for folder in folders_with_python():
         assert (ROOT / folder / "__init__.py").is_file(), folder

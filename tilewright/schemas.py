@@ -1,5 +1,6 @@
 """Operators that are not of the ONNX standard, told to onnx so that it infers their shapes."""
 
+import atexit
 from threading import Lock
 
 import onnx
@@ -17,6 +18,8 @@ def register_schemas() -> None:
     with _REGISTERING:
         if not defs.has("MatMulNBits", MICROSOFT):
             defs.register_schema(_matmul_nbits())
+            # onnx 1.21 lets our function go when Python has ended, and crashes.
+            atexit.register(defs.deregister_schema, "MatMulNBits", 1, MICROSOFT)
 
 
 def _matmul_nbits() -> defs.OpSchema:

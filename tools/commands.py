@@ -131,6 +131,8 @@ def _why_not(manifest: Mapping[str, Any]) -> str:
     """Say in short why no layer was pruned."""
     notes = [note for note in manifest["notes"] if note["pass"].startswith("prune-")]
     if not notes:
+        if manifest["plan"]["levels"] or manifest["layers"]:
+            return "no layer was to lose anything"
         return "the model has no layer with float weights of its own"
     # Most layers say what it is about: in a quantized model the first and the last may not.
     ((reason, _),) = Counter(note["reason"] for note in notes).most_common(1)

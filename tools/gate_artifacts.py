@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tilewright.errors import UnknownName
+from tilewright.errors import UnknownName, UnusableInput
 from tilewright.gate import Status, Verdict, judge
 from tilewright.protocol import Report
 from tilewright.tools.baseline import Entry, read_baseline
@@ -48,6 +48,8 @@ def gate_artifacts(gate: Gate, report: Report) -> list[Check]:
     subjects = _subjects(gate)
     if gate.before is not None:
         other = subjects.pop()
+        for subject in subjects:
+            _check_alike(subject, other)
         befores = [before_in_artifact(each, other, gate, report) for each in subjects]
     else:
         assert gate.baseline is not None, "one of the two is given"
@@ -61,6 +63,17 @@ def gate_artifacts(gate: Gate, report: Report) -> list[Check]:
         for subject, before in zip(subjects, befores, strict=True)
         for check in _checks(subject, before, gate, report)
     ]
+
+
+def _check_alike(subject: Subject, other: Subject) -> None:
+    """Raise UnusableInput where two artifacts are no forms of one model for one target."""
+    if subject.interface != other.interface:
+        mine, its = ("; ".join(each.interface) for each in (subject, other))
+        raise UnusableInput(
+            f"gate: {subject.folder} ({mine}) and --against {other.folder} ({its}) are no two "
+            "forms of one model for one target, so their figures say nothing of each other. "
+            "Give the artifact that it was before."
+        )
 
 
 def updated_baseline(gate: Gate, report: Report) -> tuple[dict[str, Entry], list[str]]:

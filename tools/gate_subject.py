@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from tilewright import artifact
 from tilewright.protocol import HOST, Report
 from tilewright.tools.evaluate_task import evaluate_task
@@ -43,6 +45,16 @@ class Subject:
         identity = {key: str(self.manifest[key]) for key in ("model", "target", "precision")}
         isa = self.manifest["details"].get("isa")
         return identity if isa is None else {**identity, "isa": str(isa)}
+
+    @property
+    def interface(self) -> tuple[str, ...]:
+        """What makes it a form of one model for one device: the target, inputs and outputs."""
+        graph = onnx.load(self.folder / artifact.MODEL, load_external_data=False).graph
+        constants = {each.name for each in graph.initializer}
+        inputs = sorted(each.name for each in graph.input if each.name not in constants)
+        outputs = sorted(each.name for each in graph.output)
+        target = str(self.manifest["target"])
+        return target, f"from {', '.join(inputs)} to {', '.join(outputs)}"
 
     @property
     def counts(self) -> dict[str, float]:

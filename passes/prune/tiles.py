@@ -219,7 +219,12 @@ def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:
     target = context.target
     tiles = {order.tile for order in target.orders.get(context.precision, ())}
     odd = {
-        name: its.layout for name, its in choices.items() if tiles and its.layout not in tiles
+        name: its.layout
+        for name, its in choices.items()
+        if tiles
+        and its.layout not in tiles
+        # A pattern in the target's own pipeline is one that it executes.
+        and f"tile={its.layout}" not in target.default_pipeline
     }
     known = ", ".join(sorted(map(str, tiles)))
     if odd:

@@ -19,6 +19,12 @@ _SECONDS = 10.0  # to connect, and for answers that need no board
 def request_board(fleet: Place) -> Place:
     """Wait for a board of a fleet; its key is a password that is good once."""
     with _asking(fleet) as tracker:
+        _, summary = _ask(tracker, [_SUMMARY])
+        keys = sorted(summary["queue_info"])
+        if fleet.key not in keys:
+            known = f"the keys are {', '.join(keys)}" if keys else "it knows of no board"
+            raise _failed(fleet, f"the tracker never had a board with this key; {known}")
+    with _asking(fleet) as tracker:
         tracker.settimeout(None)
         code, *found = _ask(tracker, [_REQUEST, fleet.key, "", 1])
     if code != _SUCCESS:

@@ -151,6 +151,7 @@ def check_installed() -> None:
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UnusableInput(
-            f"Target edge-npu needs {', '.join(missing)}, which is not installed. "
-            "Install it: pip install 'tilewright[npu]'."
+            f"Target edge-npu needs {', '.join(missing)}, which is not installed. Install the "
+            "extra [npu], in an environment of its own, for it holds numpy and onnx back: "
+            "python -m venv .venv-npu && .venv-npu/bin/pip install '.[zoo,npu]'."
         )

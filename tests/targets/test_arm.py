@@ -27,6 +27,7 @@ from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
 from tilewright.protocol import silent
 from tilewright.target import Target
+from tilewright.targets import arm
 from tilewright.targets.arm import ArmBackend
 from tilewright.targets.board.estimate import (
     Core,
@@ -341,3 +342,17 @@ def test_sdot_is_what_the_a76_runs_and_the_a72_does_without(tmp_path: Path) -> N
             check=True,
         ).stdout
         assert ("\tsdot\t" in code) == has
+
+
+@modelled
+def test_an_estimate_that_fails_is_told_and_leaves_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UnusableInput("QEMU ran nothing")
+
+    monkeypatch.setattr(arm, "estimate_cycles", fail)
+    told: list[str] = []
+    artifact = built(network(), A76, tmp_path)
+    assert ArmBackend().estimate(artifact, A76, told.append) is None
+    assert told[-1] == "no estimate of cycles: QEMU ran nothing"

@@ -343,6 +343,16 @@ def tracker() -> Iterator[int]:
 
 
 @tracked
+def test_a_key_that_the_fleet_never_had_is_told_at_once(tracker: int, artifact: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not _is_up(tracker):
+        assert time.monotonic() < deadline, "the tracker did not start"
+        time.sleep(0.2)
+    with pytest.raises(DeviceFailed, match=r"never had a board with this key; it knows of no"):
+        ArmBackend().load(artifact, 1, f"tracker://127.0.0.1:{tracker}/pi4")
+
+
+@tracked
 def test_a_fleet_finishes_its_work_when_a_board_is_killed(tracker: int, artifact: Path) -> None:
     fleet = Place("tracker", "127.0.0.1", tracker, "pi5")
     options = ("--key", "pi5", "--tracker", f"127.0.0.1:{tracker}")
@@ -390,3 +400,11 @@ def test_the_programs_are_made_once() -> None:
     folder = board_programs(TRIPLE, silent)
     assert board_programs(TRIPLE, told.append) == folder
     assert told == []
+
+
+def _is_up(port: int) -> bool:
+    try:
+        free_boards(Place("tracker", "127.0.0.1", port, "pi4"))
+    except DeviceFailed:
+        return False
+    return True

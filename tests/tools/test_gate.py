@@ -238,6 +238,15 @@ def test_the_larger_of_two_artifacts_fails_by_its_counts(
     assert run("gate", large, "--against", small, "--count-budget", "200%").code == 0
 
 
+def test_artifacts_of_two_targets_or_models_are_not_compared(
+    run: Cli, small: Path, large: Path
+) -> None:
+    change_manifest(large, lambda m: m.update(target="another"))
+    ended = run("gate", small, "--against", large, "--no-latency")
+    assert ended.code == 2
+    assert "are no two forms of one model for one target" in ended.err
+
+
 def test_artifacts_of_one_device_beside_this_machine_are_timed_there(
     run: Cli, small: Path, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
