@@ -17,5 +17,6 @@ def test_missing_packages_are_told_with_what_installs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(backend, "find_spec", lambda _: None)
-    with pytest.raises(UnusableInput, match=r"needs ethosu, .*pip install 'tilewright\[npu\]'"):
+    told = r"needs ethosu, .*environment of its own.*pip install '\.\[zoo,npu\]'"
+    with pytest.raises(UnusableInput, match=told):
         backend.check_installed()
