@@ -31,6 +31,7 @@ from tilewright.targets.kernels.pen import launch_memory
 from tilewright.targets.link import Toolchain
 from tilewright.targets.lower.program import ALIGNMENT
 from tilewright.targets.lower.tiles import compressed
+from tilewright.targets.picked import check_picked
 from tilewright.targets.program_files import (
     LIBRARY,
     PROGRAM,
@@ -149,12 +150,7 @@ class _Program:
                     f'Input "{name}" must be {view.dtype} {list(view.shape)}; found {found}. '
                     f"This artifact takes {sorted(self.inputs)}."
                 )
-            entries = self._entries.get(name)
-            if entries is not None and not (-entries <= value.min() <= value.max() < entries):
-                raise UnusableInput(
-                    f'Input "{name}" picks entries of a table that has {entries}; found '
-                    f"{value.min()} to {value.max()}. Give numbers below {entries}."
-                )
+            check_picked(name, value, self._entries)
             np.copyto(view, value)
 
 

@@ -22,6 +22,7 @@ from tilewright.targets.cuda.program import Program, Weights, described, flatten
 from tilewright.targets.cuda.resources import Resources, parse_ptxas
 from tilewright.targets.cuda.roofline import function_cycles
 from tilewright.targets.cuda.schedule import schedule, tvm_target
+from tilewright.targets.picked import picked_entries
 
 CUDA_SOURCE, KERNELS = "kernels.cu", "kernels.json"
 
@@ -150,7 +151,9 @@ def _flat(lowered: _Lowered, functions: Mapping[str, Function]) -> Program:
     inputs, outputs = (
         [str(t.name) for t in ends] for ends in (lowered.graph.inputs, lowered.graph.outputs)
     )
-    return flatten(lowered.module, functions, inputs, outputs)
+    program = flatten(lowered.module, functions, inputs, outputs)
+    program.entries = picked_entries(lowered.graph)
+    return program
 
 
 def _details(

@@ -17,6 +17,7 @@ import numpy as np
 from tilewright.artifact import read_json
 from tilewright.errors import UnusableInput
 from tilewright.protocol import Feeds
+from tilewright.targets.picked import check_picked
 
 ARENA, WEIGHTS = "arena", "weights"  # the two memories that tensors lie in
 ALIGNMENT = 256  # bytes that each tensor starts at a multiple of
@@ -82,8 +83,14 @@ class GpuProgram:
         raise UnusableInput(f"The artifact takes {wanted}, and found {told}.")
 
     def take(self, which: int, feeds: Feeds) -> None:
-        """Copy the inputs of a program to the device."""
-        for name, tensor in self._programs[which]["inputs"].items():
+        """Copy the inputs of a program to the device.
+
+        Raises UnusableInput where one picks an entry that a table has not: kernels do not look.
+        """
+        program = self._programs[which]
+        for name in program["inputs"]:
+            check_picked(name, np.asarray(feeds[name]), program["entries"])
+        for name, tensor in program["inputs"].items():
             base, at, _ = tensor["at"]
             self.machine.write(base, at, np.ascontiguousarray(feeds[name]))
 

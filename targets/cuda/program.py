@@ -52,6 +52,8 @@ class Program:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    # Inputs that pick entries of a table, and how many the smallest such table has.
+    entries: Mapping[str, int] = field(default_factory=dict)
 
 
 class Weights:
@@ -164,6 +166,7 @@ def described(program: Program, weights: Weights) -> tuple[dict[str, Any], int]:
     content = {
         "inputs": {name: shown(tensor) for name, tensor in program.inputs.items()},
         "outputs": {name: shown(tensor) for name, tensor in program.outputs.items()},
+        "entries": program.entries,
         "launches": [
             {
                 "kernel": step.launch.kernel,

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from tilewright.graph import is_constant, static_shape
 from tilewright.targets.kernels.elementwise import Chain, Source
@@ -12,9 +11,6 @@ from tilewright.targets.kernels.pen import dtype_of
 from tilewright.targets.lower.lowering import Lowering, NotLowered
 from tilewright.targets.lower.regions import Region
 from tilewright.targets.lower.window import collapse
-
-# Operators behind which the same numbers come out.
-_SAME_NUMBERS = frozenset({"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 
 def lower_concat(lowering: Lowering, region: Region) -> None:
@@ -70,16 +66,6 @@ def lower_gather(lowering: Lowering, region: Region) -> None:
     )
     lowering.program.call(kernel, [ids, table, target], [node.name])
     lowering.define(node.outputs[0], target)
-    _note_entries(lowering, node.inputs[1], table.shape[0])
-
-
-def _note_entries(lowering: Lowering, ids: gs.Tensor, entries: int) -> None:
-    """Let the program refuse indices that are out of range, where they are an input."""
-    while ids.inputs and ids.inputs[0].op in _SAME_NUMBERS:
-        ids = ids.inputs[0].inputs[0]
-    known = lowering.program.entries
-    if ids.name in lowering.program.inputs:
-        known[ids.name] = min(entries, known.get(ids.name, entries))
 
 
 def lower_pad(lowering: Lowering, region: Region) -> None:

@@ -26,6 +26,7 @@ from tilewright.targets.lower.regions import Region, find_regions, inputs_of
 from tilewright.targets.lower.sites import Pick, estimated
 from tilewright.targets.lower.views import VIEWS, view
 from tilewright.targets.lower.window import Window, collapse
+from tilewright.targets.picked import picked_entries
 
 
 class NotLowered(Exception):
@@ -66,6 +67,7 @@ class Lowering:
             assert shape is not None, f"input {tensor.name} has no static shape"
             window = self.program.tensor(tensor.name, shape, _stored_dtype(tensor))
             self._windows[tensor.name] = self.program.inputs[tensor.name] = window
+        self.program.entries = picked_entries(self.graph)
         regions = find_regions(self.graph, self._takes_followers, follows)
         for index, region in enumerate(regions):
             if index % 50 == 0:

@@ -449,3 +449,20 @@ def test_numbers_are_checked_on_a_cpu_that_takes_buffers_where_tensors_lie(
 
 def test_what_runs_through_opencl_is_not_timed(tmp_path: Path) -> None:
     assert GpuBackend().timer(tmp_path, {}, 1, "opencl") is None
+
+
+@needs_opencl
+def test_what_picks_an_entry_that_a_table_has_not_is_refused_and_the_last_is_minus_one(
+    tmp_path: Path,
+) -> None:
+    graph = graph_of(
+        "g (int64[3] ids) => (float[3,4] y) { i = Cast <to = 6> (ids) y = Gather(table, i) }",
+        table=normal(5, 4),
+    )
+    build_in(tmp_path, graph)
+    run = GpuBackend().load(tmp_path, device="opencl")
+    feeds = {"ids": np.array([-5, -1, 4])}
+    np.testing.assert_array_equal(run(feeds)["y"], oracle.run(graph, feeds)["y"])
+    for wrong in ([0, 1, 5], [-6, 0, 0]):
+        with pytest.raises(UnusableInput, match=r"\"ids\" picks .*Give numbers from -5 to 4"):
+            run({"ids": np.array(wrong)})
