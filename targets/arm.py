@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tilewright.artifact import read_json, write_json
+from tilewright.compare import FLOAT32_SLACK
 from tilewright.errors import CannotLower, UnusableInput
 from tilewright.graph import Graph
 from tilewright.measurement import Timer
@@ -45,6 +46,7 @@ class ArmBackend:
     """Builds shared libraries for 64-bit Arm and runs them on a board or in an emulator."""
 
     name: ClassVar[str] = "arm-edge"
+    slack: ClassVar[float] = FLOAT32_SLACK
 
     def build(
         self,

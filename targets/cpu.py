@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tilewright.compare import FLOAT32_SLACK
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.nbits import in_floats
@@ -25,6 +26,7 @@ class CpuBackend:
     """Builds shared libraries for x86-64 and runs them in process."""
 
     name: ClassVar[str] = "cpu"
+    slack: ClassVar[float] = FLOAT32_SLACK
 
     def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
         """Raise UnusableInput for unknown instruction sets, or to measure on another CPU."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tilewright.artifact import read_json
+from tilewright.compare import FLOAT32_SLACK
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
 from tilewright.measurement import Timer
@@ -29,6 +30,7 @@ class GpuBackend:
     """Builds machine code for NVIDIA GPUs, and the same kernels for OpenCL."""
 
     name: ClassVar[str] = "gpu"
+    slack: ClassVar[float] = FLOAT32_SLACK
 
     def find_device(self, asked: str | None) -> str:
         """Return "cuda" where there is a GPU and a compiler for it, else "opencl".

@@ -12,7 +12,8 @@ from tilewright.graph import Graph, constant
 
 # Values compared at a time, in float64: logits of a language model fill 50 MB an inference.
 _COMPARED = 1 << 20
-_SHAKE = 1e-6  # some units in the last place of a float32
+# Some units in the last place of a float32: what sums in another order differ by.
+FLOAT32_SLACK = 1e-6
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -94,18 +95,19 @@ def worst_of(differences: Iterable[Difference], allowed: Allowed) -> Difference:
     return max(differences, key=allowed.excess)
 
 
-def shaken(graph: Graph) -> Graph:
-    """Return a model whose activations are quantized in steps that are larger by a trifle.
+def shaken(graph: Graph, slack: float) -> Graph:
+    """Return a model whose activations are quantized in steps that are larger by a `slack`.
 
-    It rounds some values the other way, as any engine does that adds up in another order: how
-    far its answers are from the model's is how far those of a faultless engine may be. Only
-    nodes QuantizeLinear of the main graph with constant scales are changed.
+    It rounds some values the other way, as any engine does whose numbers are off by so much
+    before they are rounded: how far its answers are from the model's is how far those of a
+    faultless engine may be. Only nodes QuantizeLinear of the main graph with constant scales
+    are changed.
     """
     edited = graph.edit()
     for node in edited.nodes:
         if node.op == "QuantizeLinear" and isinstance(node.inputs[1], gs.Constant):
             scale = node.inputs[1]
-            values = (scale.values * (1 + _SHAKE)).astype(scale.values.dtype)
+            values = (scale.values * (1 + slack)).astype(scale.values.dtype)
             values = np.maximum(values, np.nextafter(scale.values, np.inf, dtype=values.dtype))
             node.inputs[1] = constant(f"{scale.name}/{node.name}/shaken", values)
     return edited

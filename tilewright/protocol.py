@@ -139,9 +139,14 @@ HOST = "host"
 
 
 class Backend(Protocol):
-    """Code that builds for one kind of device."""
+    """Code that builds for one kind of device.
+
+    `slack` is by how much, relative, its numbers may be off before a model rounds them to
+    integers.
+    """
 
     name: ClassVar[str]
+    slack: ClassVar[float]
 
     def find_device(self, asked: str | None) -> str:
         """Return where artifacts run: what a user asked for, or the best that there is.

@@ -11,7 +11,7 @@ import numpy as np
 
 from tilewright import artifact, oracle
 from tilewright.calibration import Calibration
-from tilewright.compare import Allowed, compare, worst_of
+from tilewright.compare import FLOAT32_SLACK, Allowed, compare, worst_of
 from tilewright.errors import CheckFailed, UnusableInput
 from tilewright.frontends.onnx_file import read_onnx
 from tilewright.protocol import HOST, Context, Feeds
@@ -23,7 +23,7 @@ from tilewright.tools.count_threads import count_threads
 from tilewright.tools.engines import check_engine
 from tilewright.tools.evaluate_task import evaluate_task
 from tilewright.tools.find_feeds import first_feeds, samples_of, sizes_of
-from tilewright.tools.find_target import parse_pipeline
+from tilewright.tools.find_target import find_backend, parse_pipeline
 from tilewright.tools.give_device import devices_of
 from tilewright.tools.job import Job
 from tilewright.tools.load_artifact import load_any
@@ -220,16 +220,24 @@ def run_verify(
 
 def _allowed(models: Sequence[str], samples: Calibration) -> Allowed:
     """Return how far answers may be apart: as one of the models rounds, if one does."""
+    slack = max(map(_slack, models))
     for model in models:
         feeds, file = samples.feeds(), model_file(model)[0]
         if Path(model).is_dir():
             file = Path(model) / artifact.MODEL
             if (sizes := sizes_of(model)) is not None:
                 feeds = (sizes.resized(feed, sizes.choices[0]) for feed in feeds)
-        allowed = allowed_error(file, feeds)
+        allowed = allowed_error(file, feeds, slack)
         if allowed != AGREES:
             return allowed
     return AGREES
+
+
+def _slack(model: str) -> float:
+    """Return that of what runs a model: of onnxruntime, where it is no artifact."""
+    if not Path(model).is_dir():
+        return FLOAT32_SLACK
+    return find_backend(artifact.read(Path(model))["backend"]).slack
 
 
 def run_bench(

@@ -53,7 +53,7 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
     PassFailed; CannotLower; CheckFailed where the artifact's answers are not its model's.
     The folder is then as it was before.
     """
-    settled = target, _, pipeline, _, threads, device, _ = _settle(job, report)
+    settled = target, _, _, _, threads, device, _ = _settle(job, report)
     stages = _Stages()
     with artifact.writing(job.folder) as folder:
         with stages("read"):
@@ -65,7 +65,7 @@ def compile_model(job: Job, report: Report = silent) -> dict[str, Any]:
         load = partial(find_backend(target.backend).load, folder, threads, device)
         with stages("verify"):
             verified, sizes = _verified(
-                job, source, pipeline, resizing, folder / artifact.MODEL, built, load()
+                job, source, settled, resizing, folder / artifact.MODEL, built, load()
             )
         manifest = {
             **_identity(job, source, settled),
@@ -162,7 +162,7 @@ class _Stages:
 def _verified(
     job: Job,
     source: Source,
-    pipeline: Pipeline,
+    settled: _Settled,
     resizing: Resizing | None,
     saved: Path,
     built: "_Built",
@@ -170,9 +170,10 @@ def _verified(
 ) -> tuple[dict[str, Any], Sizes | None]:
     """Compare the artifact with its model.onnx, with the original, and at its other sizes."""
     against: dict[str, Graph | Path] = {"model.onnx": saved}
-    if _keeps_outputs(pipeline):
+    if _keeps_outputs(settled.pipeline):
         against["the original"] = source.graph
-    allowed = allowed_error(saved, built.feeds)
+    slack = find_backend(settled.target.backend).slack
+    allowed = allowed_error(saved, built.feeds, slack)
     verified = verify_artifact(against, executable, built.feeds, allowed)
     if resizing is None:
         return verified, None

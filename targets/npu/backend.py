@@ -23,6 +23,8 @@ class NpuBackend:
     """Builds for Arm Ethos-U by TOSA and Vela; runs regions in the TOSA reference model."""
 
     name: ClassVar[str] = "edge-npu"
+    # Half a step of 8 bits: sums and tables of integers are rounded on their way.
+    slack: ClassVar[float] = 0.5 / 255
 
     def find_device(self, asked: str | None) -> str:
         """Return "tosa-reference", the only one. Raises UnusableInput for any other."""

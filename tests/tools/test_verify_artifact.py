@@ -8,7 +8,6 @@ import pytest
 
 from tests.graphs import DEVICE
 from tests.small_models import normal, small_graph
-from tilewright import compare as compare_module
 from tilewright import oracle
 from tilewright.calibration import Calibration
 from tilewright.compare import AllValues, compare, shaken
@@ -21,6 +20,7 @@ from tilewright.tools.verify_artifact import AGREES, allowed_error, verify_artif
 
 X = normal(64, 24)
 LAYERS = 6
+SLACK = 1e-2  # for some of so few values to fall on the other side
 
 
 def network() -> Graph:
@@ -42,9 +42,7 @@ def feeds() -> list[Feeds]:
 
 
 @pytest.fixture
-def rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    # So few values need a shake that is large, for some to fall on the other side.
-    monkeypatch.setattr(compare_module, "_SHAKE", 1e-2)
+def rounding(tmp_path: Path) -> Path:
     data = Calibration.from_arrays({"r0": X}, network().inputs)
     return saved(Quantize()(network(), Context(DEVICE, data)).graph, tmp_path)
 
@@ -53,7 +51,7 @@ def test_a_model_in_floats_is_held_to_its_largest_value(
     tmp_path: Path, feeds: list[Feeds]
 ) -> None:
     path = saved(network(), tmp_path)
-    assert allowed_error(path, feeds) == AGREES
+    assert allowed_error(path, feeds, SLACK) == AGREES
     model = oracle.session(path)
 
     def off(feed: Feeds) -> dict[str, np.ndarray]:
@@ -68,21 +66,23 @@ def test_a_model_that_rounds_is_held_to_three_times_what_rounding_moves(
     rounding: Path, feeds: list[Feeds], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = oracle.session(rounding)
-    moved = oracle.session(shaken(Graph.from_onnx(onnx.load(rounding))))
+    moved = oracle.session(shaken(Graph.from_onnx(onnx.load(rounding)), SLACK))
     (away,) = compare(
         (oracle.outputs_of(model, feed), oracle.outputs_of(moved, feed)) for feed in feeds
     )
     # Some sums of some sample fall on the other side, else this test says nothing.
     assert away.rms_rel_error > 1e-3
-    assert allowed_error(rounding, feeds) == AllValues({"y": 3 * away.rms_rel_error})
+    assert allowed_error(rounding, feeds, SLACK) == AllValues({"y": 3 * away.rms_rel_error})
+    # What sums in another order move here is less than what any network may be off by.
+    assert allowed_error(rounding, feeds, 1e-9) == AllValues({"y": 1e-3})
     monkeypatch.setattr(module, "_MOST_SHAKEN", 2e-3)
-    assert allowed_error(rounding, feeds) == AllValues({"y": 2e-3})
+    assert allowed_error(rounding, feeds, SLACK) == AllValues({"y": 2e-3})
 
 
 def test_one_value_may_be_another_where_a_model_rounds_but_not_all(
     rounding: Path, feeds: list[Feeds]
 ) -> None:
-    allowed = allowed_error(rounding, feeds)
+    allowed = allowed_error(rounding, feeds, SLACK)
     model = oracle.session(rounding)
 
     def one_value_off(feed: Feeds) -> dict[str, np.ndarray]:
