@@ -1,6 +1,6 @@
 """What a layer's weights become when some of its inputs or tiles go."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,14 @@ class Seen(NamedTuple):
     now: Gram
     cross: CrossGram
     drifts: Mapping[str, CrossGram]
+
+
+def siblings(layers: Iterable[Layer]) -> list[list[Layer]]:
+    """Group layers that multiply the same matrix, in order."""
+    groups: dict[tuple[object, ...], list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(_input_matrix(layer), []).append(layer)
+    return list(groups.values())
 
 
 def seen_by(
@@ -129,3 +137,12 @@ def _applied(layer: Layer, x: np.ndarray) -> np.ndarray:
     """Return what a layer without its bias makes of one column."""
     matrix = layer.matrix().astype(np.float64)
     return np.concatenate([matrix[rows] @ x[columns] for rows, columns in _groups(layer)])
+
+
+def _input_matrix(layer: Layer) -> tuple[object, ...]:
+    """Return what identifies the matrix X that a layer multiplies: equal for siblings."""
+    if layer.node.op != "Conv":
+        return (layer.source.name,)
+    geometry = ("kernel_shape", "strides", "dilations", "pads", "auto_pad")
+    attrs = [str(layer.node.attrs.get(key)) for key in geometry]
+    return (layer.source.name, tuple(layer.weight.shape[1:]), *attrs)

@@ -1,7 +1,7 @@
 """Take tiles out of layers, as a criterion has them go, and refit what is left."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +24,7 @@ from tilewright.passes.prune.choose_tiles import (
 from tilewright.passes.prune.descent import settle_before_activation
 from tilewright.passes.prune.probe import changed
 from tilewright.passes.prune.question import Part, Removal
-from tilewright.passes.prune.refit import Fit, fit, seen_by, settle
+from tilewright.passes.prune.refit import Fit, fit, seen_by, settle, siblings
 from tilewright.protocol import Report
 from tilewright.segments import Pair
 
@@ -171,20 +171,3 @@ def place_of(layer: Layer, layout: Layout) -> Place:
     step = max(1, blocks // _STEPS)
     shape = (layer.outputs, *layer.weight.shape[2:], layer.inputs // layer.taps)
     return Place(layer.name, blocks, int(_MOST * blocks), step, saves, shape, (layer.name,))
-
-
-def siblings(layers: Iterable[Layer]) -> list[list[Layer]]:
-    """Group layers that multiply the same matrix, in order."""
-    groups: dict[tuple[object, ...], list[Layer]] = {}
-    for layer in layers:
-        groups.setdefault(_input_matrix(layer), []).append(layer)
-    return list(groups.values())
-
-
-def _input_matrix(layer: Layer) -> tuple[object, ...]:
-    """Return what identifies the matrix X that a layer multiplies: equal for siblings."""
-    if layer.node.op != "Conv":
-        return (layer.source.name,)
-    geometry = ("kernel_shape", "strides", "dilations", "pads", "auto_pad")
-    attrs = [str(layer.node.attrs.get(key)) for key in geometry]
-    return (layer.source.name, tuple(layer.weight.shape[1:]), *attrs)

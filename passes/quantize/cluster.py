@@ -12,8 +12,7 @@ from tilewright.graph import Graph
 from tilewright.layers import Layer, linear_layer, weighted_layers
 from tilewright.options import check_positive, unusable
 from tilewright.passes.prune.bias import use_counts
-from tilewright.passes.prune.refit import fit, seen_by, settle
-from tilewright.passes.prune.take_tiles import siblings
+from tilewright.passes.prune.refit import fit, seen_by, settle, siblings
 from tilewright.passes.quantize.codebook import best_codebook
 from tilewright.passes.quantize.refusals import refusal
 from tilewright.passes.quantize.rounding import rounded
