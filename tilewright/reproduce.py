@@ -22,7 +22,7 @@ import numpy as np
 from tilewright.calibration import Calibration, has_batch_of_one
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
-from tilewright.layout import Tile
+from tilewright.layout import Pattern, Tile
 from tilewright.plan import Plan
 from tilewright.protocol import Context
 from tilewright.target import LaneOrder, Target
@@ -140,6 +140,7 @@ def _target_json(target: Target) -> dict[str, Any]:
             for dtype, orders in target.orders.items()
         },
         "precisions": dict(target.precisions),
+        "patterns": [str(pattern) for pattern in target.patterns],
         "settings": dict(target.settings),
     }
 
@@ -151,4 +152,5 @@ def _target(table: Mapping[str, Any]) -> Target:
         )
         for dtype, entries in table["orders"].items()
     }
-    return Target(**{**table, "orders": orders})
+    patterns = tuple(map(Pattern.parse, table.get("patterns", ())))
+    return Target(**{**table, "orders": orders, "patterns": patterns})

@@ -8,7 +8,7 @@ from typing import Any
 
 from tilewright.errors import UnusableInput
 from tilewright.layers import Layer
-from tilewright.layout import Tile
+from tilewright.layout import Pattern, Tile
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Target:
     """A device as the passes and the lowering see it.
 
     `backend` names the code that builds for it. `precisions` lists the arithmetics that it has
-    kernels for, each with the passes that prepare a model for it. `settings` holds what only
-    the backend reads.
+    kernels for, each with the passes that prepare a model for it. `patterns` are those, such as
+    2:4, that it runs faster. `settings` holds what only the backend reads.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Target:
     default_pipeline: str
     orders: Mapping[str, tuple[LaneOrder, ...]]
     precisions: Mapping[str, str] = field(default_factory=lambda: {"fp32": ""})
+    patterns: tuple[Pattern, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -90,6 +91,7 @@ def read_target(path: Path) -> Target:
             default_pipeline=table.pop("default_pipeline"),
             orders=orders,
             precisions=table.pop("precisions", {"fp32": ""}),
+            patterns=tuple(map(Pattern.parse, table.pop("patterns", ()))),
             settings=table,
         )
     except (KeyError, TypeError, ValueError) as error:

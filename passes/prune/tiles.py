@@ -218,15 +218,11 @@ def _unexecuted(choices: Mapping[str, Choice], context: Context) -> list[Note]:
     """Note, and report once, the layers whose tiles are none that the target's kernels skip."""
     target = context.target
     tiles = {order.tile for order in target.orders.get(context.precision, ())}
+    skipped = {*tiles, *target.patterns}
     odd = {
-        name: its.layout
-        for name, its in choices.items()
-        if tiles
-        and its.layout not in tiles
-        # A pattern in the target's own pipeline is one that it executes.
-        and f"tile={its.layout}" not in target.default_pipeline
+        name: its.layout for name, its in choices.items() if tiles and its.layout not in skipped
     }
-    known = ", ".join(sorted(map(str, tiles)))
+    known = ", ".join(sorted(map(str, skipped)))
     if odd:
         asked = ", ".join(sorted({str(layout) for layout in odd.values()}))
         context.report(

@@ -12,7 +12,7 @@ from tilewright.calibration import Calibration
 from tilewright.errors import UnknownName, UnusableInput
 from tilewright.graph import Graph
 from tilewright.layers import linear_layers
-from tilewright.layout import Tile
+from tilewright.layout import Pattern, Tile
 from tilewright.passes.prune import descent, obs
 from tilewright.passes.prune.tiles import PruneTiles
 from tilewright.plan import Level, Plan, plan_of
@@ -205,6 +205,17 @@ def test_quantized_layers_say_so_wherever_they_stand() -> None:
         "its weights are quantized; prune before quantizing",
         "the last layer of the network; ends=true prunes it too",
     ]
+
+
+def test_a_pattern_that_the_target_executes_is_no_reason_for_a_note() -> None:
+    notes = {}
+    for patterns in ((), (Pattern.parse("2:4"),)):
+        device, said = dataclasses.replace(DEVICE, patterns=patterns), list[str]()
+        step = PruneTiles(tile="2:4", ends=True, smallest=0, criterion="magnitude")
+        done = step(three_layers(), Context(device, report=said.append))
+        notes[patterns] = [note for note in done.notes if "expect no speed" in note.reason]
+        assert any("expect no speed" in line for line in said) == (not patterns)
+    assert [len(each) for each in notes.values()] == [3, 0]
 
 
 def test_layers_whose_zeros_no_kernel_skips_are_reported_before_they_are_pruned() -> None:
