@@ -158,7 +158,7 @@ class Backend(Protocol):
     def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
         """Raise UnusableInput, before any work, where nothing can be built for a target.
 
-        Nor where `device` is known not to run what would be.
+        The same where `device` is known not to run what would be built.
         """
         ...
 

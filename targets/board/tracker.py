@@ -23,7 +23,11 @@ def request_board(fleet: Place) -> Place:
         keys = sorted(summary["queue_info"])
         if fleet.key not in keys:
             known = f"the keys are {', '.join(keys)}" if keys else "it knows of no board"
-            raise _failed(fleet, f"the tracker never had a board with this key; {known}")
+            raise DeviceFailed(
+                f"Device {fleet}: the tracker never had a board with this key; {known}. Start "
+                f"`tilewright-server --key {fleet.key} --tracker {fleet.host}:{fleet.port}` on "
+                "a board, or correct the key."
+            )
     with _asking(fleet) as tracker:
         tracker.settimeout(None)
         code, *found = _ask(tracker, [_REQUEST, fleet.key, "", 1])

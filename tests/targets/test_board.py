@@ -109,22 +109,26 @@ def test_artifacts_for_two_cores_are_timed_in_turns_on_one_board(
 
 
 @emulated
-def test_a_model_that_takes_longer_than_a_round_runs_once_in_it(
-    artifact: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("milliseconds", "runs"), [(30_000, [1]), (400, [1, 1]), (1, [1, 500]), (0.001, [1, 1000])]
+)
+def test_a_round_takes_half_a_second_or_one_run(
+    milliseconds: float, runs: list[int], artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
+    each = round(milliseconds * 1e6)
 
-    def slow(_: held.HeldBoard, number: int, repeats: int) -> tuple[int, ...]:
+    def timed(_: held.HeldBoard, number: int, repeats: int) -> tuple[int, ...]:
         calls.append(repeats)
-        return (30_000_000_000,) * repeats
+        return (each,) * repeats
 
-    monkeypatch.setattr(held.HeldBoard, "time", slow)
+    monkeypatch.setattr(held.HeldBoard, "time", timed)
     with server() as (_, port):
         device = f"rpc://127.0.0.1:{port}"
         timer = ArmBackend().timer(artifact, {"x": normal(16, 8)}, 1, device)
         assert timer is not None
-        assert timer().samples_ns == (30_000_000_000,)
-    assert calls == [1]
+        assert timer().samples_ns == (each,) * runs[-1]
+    assert calls == runs
 
 
 @emulated
