@@ -2,11 +2,13 @@
 
     python tests/benchmarks/accuracy.py minilm --sparsities 0.3,0.5,0.6,0.7,0.9 --samples 1024
 
+    python tests/benchmarks/accuracy.py minilm --pipeline 'cluster-weights,quantize'
+
 Columns add one part at a time: tiles by magnitude; by OBS, refitted; the rows of a tile from
 anywhere; tiles shared out among layers by what the answers suffer; healing (needs torch). The
 task's data are seen at the end only. Beside a score is half the width of its 95 % confidence
 interval, where it is a share, and the mean cosine to the dense network's outputs on inputs that
-nothing was fitted to.
+nothing was fitted to. With --pipeline there is a row for each of those, and no table.
 """
 
 import argparse
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS), help="of the columns, these")
     parser.add_argument("--precision", default="fp32", help="whose tiles; nothing is quantized")
     parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--pipeline", action="append", default=[], help="may be given again")
     args = parser.parse_args()
     ways = args.ways.split(",")
     for index, way in enumerate(ways):
@@ -63,6 +66,11 @@ def main() -> None:
     context = Context(target, data, precision=args.precision, report=console.report)
     dense = parse_pipeline(CLEAN).run(source.graph, context).graph
     print(f"dense: {scored(args.model, dense, dense)}\n")
+    for text in args.pipeline:
+        done = parse_pipeline(text).run(dense, replace(context, dense=dense)).graph
+        print(f"{text}: {scored(args.model, done, dense)}", flush=True)
+    if args.pipeline:
+        return
     print(f"| sparsity | {' | '.join(ways)} |\n|---|{'---|' * len(ways)}")
     for sparsity in args.sparsities.split(","):
         row = []
