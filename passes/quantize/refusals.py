@@ -6,6 +6,7 @@ import numpy as np
 
 from tilewright.graph import Graph
 from tilewright.layers import Layer
+from tilewright.passes.prune.candidates import readers
 
 
 def refusal(graph: Graph, layer: Layer, skip: Collection[str]) -> str:
@@ -14,7 +15,7 @@ def refusal(graph: Graph, layer: Layer, skip: Collection[str]) -> str:
         return "it is named in skip"
     if layer.is_quantized:
         return "it is quantized already"
-    if len(layer.weight.outputs) > 1 or any(t is layer.weight for t in graph.outputs):
+    if len(readers(graph, str(layer.weight.name))) > 1:
         return f"{layer.weight.name} is read elsewhere too"
     if not layer.weight.values.size or layer.weight.dtype != np.float32:
         return f"its weights are {layer.weight.dtype} {list(layer.weight.shape)}"

@@ -219,6 +219,23 @@ def test_a_layer_of_zeros_and_a_named_one_stay_as_they_are() -> None:
         np.testing.assert_array_equal(before.matrix(), after.matrix())
 
 
+def test_a_weight_that_a_branch_reads_stays_for_it() -> None:
+    text = """g (bool c, float[2,6] x) => (float[2,6] y) {
+        a = MatMul(x, w)
+        y = If (c) <
+            then_branch = then () => (float[2,6] t) { t = MatMul(a, w) },
+            else_branch = else () => (float[2,6] e) { e = Identity(a) }
+        >
+    }"""
+    graph = small_graph(text, w=normal(6, 6))
+    done = ClusterWeights(values=4)(graph, Context(DEVICE))
+    assert [note.reason for note in done.notes] == ["not clustered: w is read elsewhere too"]
+    feeds = {"c": np.array(True), "x": normal(2, 6)}
+    np.testing.assert_array_equal(
+        oracle.run(done.graph, feeds)["y"], oracle.run(graph, feeds)["y"]
+    )
+
+
 @pytest.mark.parametrize("values", [2, 0, -1, 256])
 def test_numbers_of_values_that_cannot_be_are_refused(values: int) -> None:
     with pytest.raises(UnusableInput, match="values"):
