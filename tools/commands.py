@@ -26,7 +26,7 @@ from tilewright.tools.find_feeds import first_feeds, samples_of, sizes_of
 from tilewright.tools.find_target import find_backend, parse_pipeline
 from tilewright.tools.give_device import devices_of
 from tilewright.tools.job import Job
-from tilewright.tools.load_artifact import load_any
+from tilewright.tools.load_artifact import load_any, load_standard
 from tilewright.tools.measure_engines import OURS, measure_engines
 from tilewright.tools.read_model import model_file
 from tilewright.tools.replace_file import replacing
@@ -193,7 +193,7 @@ def run_verify(
         samples = samples_of(data, first)
         threads = count_threads(threads, console.report)
         a, b = (
-            load_any(model, threads, place)
+            load_standard(model, threads, place)
             for model, place in zip(
                 (first, second), devices_of((first, second), device), strict=True
             )

@@ -294,6 +294,24 @@ def test_a_device_is_refused_for_what_onnxruntime_runs(
     assert "--device qemu: it is for artifacts" in ended.err
 
 
+def test_verify_takes_quantized_models_of_open_size(run: Cli, tmp_path: Path) -> None:
+    text = """g (float[N,4] x) => (float[N,4] y) {
+        q = QuantizeLinear(x, s, z)  y = DequantizeLinear(q, s, z)
+    }"""
+    for name, scale in (("a", 0.1), ("b", 0.4)):
+        zero = np.array(128, np.uint8)
+        model = small_model(text, 17, s=np.array(scale, np.float32), z=zero)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    np.savez(tmp_path / "x.npz", x=normal(5, 4))
+    same = run("verify", "a.onnx", "a.onnx", "--data", "x.npz", "--json")
+    assert (same.code, same.json()["rms_rel_error"], same.json()["samples"]) == (0, 0, 5)
+    ended = run("verify", "a.onnx", "b.onnx", "--data", "x.npz")
+    assert (ended.code, "of all values by root mean square is allowed" in ended.err) == (
+        1,
+        True,
+    )
+
+
 def test_verify_exits_1_where_two_models_disagree(
     run: Cli, model: Path, tmp_path: Path
 ) -> None:

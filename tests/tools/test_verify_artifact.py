@@ -16,6 +16,7 @@ from tilewright.graph import Graph
 from tilewright.passes.quantize.static import Quantize
 from tilewright.protocol import Context, Feeds
 from tilewright.tools import verify_artifact as module
+from tilewright.tools.load_artifact import load_standard
 from tilewright.tools.verify_artifact import AGREES, allowed_error, verify_artifact
 
 X = normal(64, 24)
@@ -100,3 +101,11 @@ def test_one_value_may_be_another_where_a_model_rounds_but_not_all(
 
     with pytest.raises(CheckFailed, match=r"of all values by root mean square is allowed"):
         verify_artifact({"model.onnx": rounding}, in_another_order, feeds, allowed)
+
+
+def test_files_are_verified_against_as_the_standard_says(
+    rounding: Path, feeds: list[Feeds]
+) -> None:
+    standard, found = oracle.session(rounding), load_standard(str(rounding))
+    for feed in feeds:
+        np.testing.assert_array_equal(found(feed)["y"], oracle.outputs_of(standard, feed)["y"])
