@@ -13,7 +13,9 @@ import pytest
 
 from tests.small_models import normal, open_batch, small_graph, small_model, two_layers
 from tests.tools.conftest import Cli, Ended, write_target
+from tests.tools.fake_backends import Faithful
 from tilewright import artifact
+from tilewright.compare import AllValues
 from tilewright.graph import Graph
 from tilewright.tools import compile_model
 
@@ -242,6 +244,29 @@ def test_run_verify_and_bench_take_the_artifact(
     assert np.load(tmp_path / "out.npz")["y"].shape == (3, 4)
     ended = run("verify", "model.faithful.tw", model, "--data", "d.npz", "--json")
     assert (ended.code, ended.json()["agree"]) == (0, True)
+
+
+def test_how_far_answers_may_be_off_hangs_on_what_runs_a_rounding_model(
+    run: Cli, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """g (float[1,8] x) => (float[1,8] y) {
+        q = QuantizeLinear(x, s, z)  y = DequantizeLinear(q, s, z)
+    }"""
+    model = small_model(text, 17, s=np.array(0.02, np.float32), z=np.array(128, np.uint8))
+    onnx.save(model, tmp_path / "q.onnx")
+    assert run("compile", "q.onnx", "--target", target, "-o", "q.tw").code == 0
+    np.savez(tmp_path / "d.npz", x=normal(9, 8))
+    slacks: list[float] = []
+
+    def noted(saved: Path, feeds: object, slack: float) -> AllValues:
+        slacks.append(slack)
+        return AllValues({"y": 0.1})
+
+    monkeypatch.setattr("tilewright.tools.commands.allowed_error", noted)
+    monkeypatch.setattr(Faithful, "slack", 0.25)
+    for pair in (("q.onnx", "q.onnx"), ("q.onnx", "q.tw"), ("q.tw", "q.onnx")):
+        assert run("verify", *pair, "--data", "d.npz").code == 0
+    assert slacks == [1e-6, 0.25, 0.25]
 
 
 def test_a_device_that_the_target_does_not_run_on_is_refused_before_any_work(
