@@ -20,10 +20,11 @@ from tilewright.targets.board.estimate import (
     estimate_cycles,
     missing_tools,
 )
+from tilewright.targets.board.greeting import check_server
 from tilewright.targets.board.held import INDICES
 from tilewright.targets.board.loaded import MACHINE, LoadedOnBoard, tools_for, write_machine
 from tilewright.targets.board.place import QEMU, TRACKER, parse_place
-from tilewright.targets.board.tracker import free_boards
+from tilewright.targets.board.tracker import check_fleet, free_boards
 from tilewright.targets.kernels.integer import DOTS
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.link import Toolchain
@@ -81,7 +82,10 @@ class ArmBackend:
         )
 
     def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
-        """Raise UnusableInput for --tune, without a cross compiler, for a .toml with gaps."""
+        """Raise UnusableInput for --tune, without a cross compiler, for a .toml with gaps.
+
+        Raises DeviceFailed where the board, or its fleet, does not answer.
+        """
         if tuning is not None:
             raise UnusableInput(
                 f"--tune times kernels on this machine, and {target.name} is another one. "
@@ -90,6 +94,9 @@ class ArmBackend:
         Toolchain(isa_of(target).triple).command("gcc")
         _emulated(target, "qemu_cpu")
         _core_of(target)
+        place = parse_place(device)
+        if place.kind != QEMU:
+            (check_fleet if place.kind == TRACKER else check_server)(place)
 
     def find_device(self, asked: str | None) -> str:
         """Return the place that --device names, or the emulator where it is installed."""

@@ -19,8 +19,9 @@ import numpy as np
 from tilewright.errors import DeviceFailed, UnusableInput
 from tilewright.targets.board.place import QEMU, TRACKER, Place
 
-# How a call of the worker's ended: well, refused by the board's programs, or not at all.
-DONE, REFUSED, FAILED = "done", "refused", "failed"
+# How a call of the worker's ended: well, refused by the board's programs, without a board, or
+# not at all.
+DONE, REFUSED, ABSENT, FAILED = "done", "refused", "absent", "failed"
 INDICES = "indices.bin"  # of an artifact: on a board it is mapped, so it is not compressed
 CALL_SECONDS = 600.0
 _CONNECT_SECONDS = 60.0
@@ -117,18 +118,24 @@ class HeldBoard:
             raise self._failed(f'the connection ended at "{doing}"') from None
         if outcome == REFUSED:
             raise UnusableInput(value)
+        if outcome == ABSENT:
+            self._let_go()
+            raise DeviceFailed(value)
         if outcome == FAILED:
             raise self._failed(f'"{doing}" ended with: {value}')
         return value
 
     def _failed(self, what: str) -> DeviceFailed:
         """Let the board go, whatever it is doing, and return what is to be raised."""
-        self.works = False
-        self._close()
+        self._let_go()
         return DeviceFailed(
             f"Device {self.name}: {what}. Check that the board is up and that its server "
             "runs, and try again."
         )
+
+    def _let_go(self) -> None:
+        self.works = False
+        self._close()
 
 
 def board_of_thread(place: Place, programs: Path, emulation: Emulation) -> HeldBoard:

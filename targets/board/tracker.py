@@ -18,16 +18,7 @@ _SECONDS = 10.0  # to connect, and for answers that need no board
 
 def request_board(fleet: Place) -> Place:
     """Wait for a board of a fleet; its key is a password that is good once."""
-    with _asking(fleet) as tracker:
-        _, summary = _ask(tracker, [_SUMMARY])
-        keys = sorted(summary["queue_info"])
-        if fleet.key not in keys:
-            known = f"the keys are {', '.join(keys)}" if keys else "it knows of no board"
-            raise DeviceFailed(
-                f"Device {fleet}: the tracker never had a board with this key; {known}. Start "
-                f"`tilewright-server --key {fleet.key} --tracker {fleet.host}:{fleet.port}` on "
-                "a board, or correct the key."
-            )
+    check_fleet(fleet)
     with _asking(fleet) as tracker:
         tracker.settimeout(None)
         code, *found = _ask(tracker, [_REQUEST, fleet.key, "", 1])
@@ -35,6 +26,20 @@ def request_board(fleet: Place) -> Place:
         raise _failed(fleet, f"the tracker answered {code}")
     host, port, password = found[0]
     return Place(RPC, host, port, password)
+
+
+def check_fleet(fleet: Place) -> None:
+    """Raise DeviceFailed where there is no tracker, or none that ever had such a board."""
+    with _asking(fleet) as tracker:
+        _, summary = _ask(tracker, [_SUMMARY])
+    keys = sorted(summary["queue_info"])
+    if fleet.key not in keys:
+        known = f"the keys are {', '.join(keys)}" if keys else "it knows of no board"
+        raise DeviceFailed(
+            f"Device {fleet}: the tracker never had a board with this key; {known}. Start "
+            f"`tilewright-server --key {fleet.key} --tracker {fleet.host}:{fleet.port}` on "
+            "a board, or correct the key."
+        )
 
 
 def free_boards(fleet: Place) -> int:

@@ -20,7 +20,9 @@ import numpy as np
 import tvm
 from tvm import rpc
 
-from tilewright.targets.board.held import DONE, FAILED, INDICES, REFUSED
+from tilewright.errors import DeviceFailed
+from tilewright.targets.board.greeting import check_server
+from tilewright.targets.board.held import ABSENT, DONE, FAILED, INDICES, REFUSED
 from tilewright.targets.board.make import LIBRARY, SERVER
 from tilewright.targets.board.place import QEMU, RPC, TRACKER, Place
 from tilewright.targets.board.tracker import request_board
@@ -42,7 +44,7 @@ class Worker:
             place = place._replace(port=_emulated(programs, cpu, sysroot, place.key))
         place = request_board(place) if place.kind == TRACKER else place
         self.name = f"{RPC}://{place.host}:{place.port}"
-        self._session = rpc.connect(place.host, place.port, key=place.key)
+        self._session = _connected(place)
         self._session.upload(str(programs / LIBRARY))
         self._library = self._session.load_module(LIBRARY)
         self._folder = self._session.get_function("tvm.rpc.server.workpath")
@@ -92,6 +94,15 @@ class Worker:
 
     def _there(self, value: np.ndarray) -> Any:
         return tvm.runtime.tensor(np.asarray(value, order="C"), self._session.cpu())
+
+
+def _connected(place: Place) -> Any:
+    """Return a session. Raises DeviceFailed where it can be told why there is none."""
+    try:
+        return rpc.connect(place.host, place.port, key=place.key)
+    except Exception:
+        check_server(place)
+        raise
 
 
 def _numbers(joined: str) -> list[int]:
@@ -147,6 +158,9 @@ def _serve(calls: Connection) -> None:
     place, programs, cpu, sysroot = calls.recv()
     try:
         worker = Worker(place, programs, cpu, sysroot)
+    except DeviceFailed as error:
+        calls.send((ABSENT, str(error)))
+        return
     except Exception as error:
         calls.send((FAILED, " ".join(str(error).split())[-400:]))
         return

@@ -32,7 +32,7 @@ from tilewright.graph import Graph
 from tilewright.measurement import take_turns
 from tilewright.protocol import silent
 from tilewright.targets.arm import ArmBackend
-from tilewright.targets.board import held
+from tilewright.targets.board import greeting, held
 from tilewright.targets.board.make import RUNNER, board_programs
 from tilewright.targets.board.place import Place, parse_place
 from tilewright.targets.board.tracker import free_boards
@@ -148,11 +148,46 @@ def test_the_steps_of_a_model_are_timed_on_a_board(tmp_path: Path) -> None:
 def test_a_wrong_key_and_a_silent_port_are_told_apart_from_a_board(artifact: Path) -> None:
     with (
         server("--key", "desk") as (_, port),
-        pytest.raises(DeviceFailed, match=r"\d+/other.*cannot find server that matches"),
+        pytest.raises(DeviceFailed, match=rf'{port}/other: the .* another key than "other"'),
     ):
         ArmBackend().load(artifact, 1, f"rpc://127.0.0.1:{port}/other")
-    with pytest.raises(DeviceFailed, match="connecting"):
+    with pytest.raises(DeviceFailed, match=r"/desk: there is no server \(Connection refused\)"):
         ArmBackend().load(artifact, 1, f"rpc://127.0.0.1:{port}/desk")
+
+
+@emulated
+def test_boards_are_looked_for_before_anything_is_compiled() -> None:
+    with server("--key", "desk") as (_, port):
+        ArmBackend().check(A76, f"rpc://127.0.0.1:{port}/desk", None)
+        with pytest.raises(DeviceFailed, match="another key"):
+            ArmBackend().check(A76, f"rpc://127.0.0.1:{port}/other", None)
+    for kind, what in (("rpc", "server"), ("tracker", "tracker")):
+        with pytest.raises(DeviceFailed, match=f"there is no {what}"):
+            ArmBackend().check(A76, f"{kind}://127.0.0.1:{port}/desk", None)
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0", b"x", b""])
+def test_what_answers_something_else_is_no_server_of_boards(said: bytes) -> None:
+    def answer() -> None:
+        client, _ = listening.accept()
+        with client:
+            client.recv(100)
+            client.sendall(said)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = threading.Thread(target=answer)
+        answering.start()
+        with pytest.raises(DeviceFailed, match="what answers is no server of boards"):
+            greeting.check_server(Place("rpc", "127.0.0.1", listening.getsockname()[1]))
+        answering.join()
+
+
+def test_a_server_that_does_not_answer_yet_may_be_at_work_for_somebody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(greeting, "_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        greeting.check_server(Place("rpc", "127.0.0.1", silent.getsockname()[1]))
 
 
 @emulated
