@@ -34,10 +34,15 @@ constexpr int kLine = 16;          // int32 of a cache line
 
 size_t Whole(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-std::string Shown(const std::vector<int64_t>& shape) {
+std::string Shown(DLDataType dtype, const std::vector<int64_t>& shape) {
   std::ostringstream out;
-  for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "[") << shape[i];
-  return shape.empty() ? "[]" : out.str() + "]";
+  out << std::string(ffi::DLDataTypeToString(dtype)) << " [";
+  for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
+  return out.str() + "]";
+}
+
+std::string Shown(const DLTensor* tensor) {
+  return Shown(tensor->dtype, std::vector<int64_t>(tensor->shape, tensor->shape + tensor->ndim));
 }
 
 json::Object Read(const std::string& path) {
@@ -321,8 +326,8 @@ void Program::Take(const std::map<std::string, const DLTensor*>& feeds) {
   for (const auto& [name, window] : variant().inputs) {
     auto fed = feeds.find(name);
     if (fed == feeds.end() || !Fits(window, fed->second)) {
-      Refuse("Input \"" + name + "\" must be " + ffi::DLDataTypeToString(window.dtype).operator std::string() +
-             " " + Shown(window.shape) + (fed == feeds.end() ? "; it was not given." : "; found another."));
+      Refuse("Input \"" + name + "\" must be " + Shown(window.dtype, window.shape) + "; " +
+             (fed == feeds.end() ? "it was not given." : "found " + Shown(fed->second) + "."));
     }
     char* packed = static_cast<char*>(fed->second->data) + fed->second->byte_offset;
     auto entries = variant().entries.find(name);

@@ -3,10 +3,7 @@
 //   tilewright-run ARTIFACT --input NAME=FILE.npy ... [--output FOLDER] [--threads N]
 //                  [--repeat N]
 //
-// Inputs that are not given are zeros. Outputs go to FOLDER/NAME.npy, where "/" in a name becomes
-// "_". With --repeat, so many
-// more runs are timed, and their fastest and their middle one are printed. Exit 2 where
-// something cannot be used.
+// kHelp says what the options do. Exit 2 where something cannot be used.
 
 #include <tvm/ffi/error.h>
 
@@ -29,10 +26,20 @@ struct Wanted {
   int threads = 0, repeat = 0;
 };
 
+constexpr char kUsage[] =
+    "Usage: tilewright-run ARTIFACT --input NAME=FILE.npy ... [--output FOLDER] [--threads N] "
+    "[--repeat N]";
+constexpr char kHelp[] = R"(
+Runs an artifact that lies on this board.
+
+  --input NAME=FILE.npy  an input; those that are not given are zeros, which is told
+  --output FOLDER        where outputs go, as NAME.npy ("/" in a name becomes "_")
+  --threads N            threads; all cores if not given
+  --repeat N             times so many more runs: their fastest and their middle one
+)";
+
 [[noreturn]] void Refuse(const std::string& message) {
-  TVM_FFI_THROW(ValueError) << message
-                            << " Usage: tilewright-run ARTIFACT --input NAME=FILE.npy ... "
-                               "[--output FOLDER] [--threads N] [--repeat N]";
+  TVM_FFI_THROW(ValueError) << message << " " << kUsage;
 }
 
 int Number(const std::string& option, const std::string& text) {
@@ -81,6 +88,7 @@ std::map<std::string, tvm::ffi::Tensor> Inputs(const Wanted& wanted, const Progr
       found.emplace(name, tilewright::ReadArray(file->second));
       continue;
     }
+    std::printf("%s: not given, so zeros\n", name.c_str());
     tvm::ffi::Tensor zeros = tilewright::NewTensor(window.shape, window.dtype);
     std::memset(zeros.data_ptr(), 0, tvm::ffi::GetDataSize(*zeros.GetDLTensorPtr()));
     found.emplace(name, zeros);
@@ -124,6 +132,10 @@ void Main(const Wanted& wanted) {
 }  // namespace
 
 int main(int count, char** values) {
+  if (count == 2 && (!std::strcmp(values[1], "--help") || !std::strcmp(values[1], "-h"))) {
+    std::printf("%s\n%s", kUsage, kHelp);
+    return 0;
+  }
   try {
     Main(Parse(count, values));
   } catch (const tvm::ffi::Error& error) {

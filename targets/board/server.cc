@@ -1,7 +1,5 @@
 // A TVM RPC server for boards without Python; with a tracker it is one of a fleet.
 //
-//   tilewright-server [--port N] [--key NAME] [--tracker HOST:PORT] [--host ADDRESS]
-//
 // Each session runs in a process of its own, one after the other: a crash or a time limit ends
 // the session and not the server. Prints "READY PORT" once it listens.
 
@@ -38,6 +36,17 @@ constexpr int kMagic = 0xff271, kMismatch = kMagic + 2, kTrackerMagic = 0x2f271;
 constexpr int kPut = 3, kUpdateInfo = 5, kPendingKeys = 7;
 constexpr int kMostBytes = 1 << 20;  // of a key or an answer of the tracker's
 constexpr int kPingSeconds = 2, kUnusedPings = 3, kGreetSeconds = 10, kLookMilliseconds = 200;
+
+constexpr char kHelp[] = R"(Usage: tilewright-server [--port N] [--key NAME] [--tracker HOST:PORT] [--host ADDRESS]
+
+Takes artifacts over the network, by TVM RPC, and runs them on this board, one client at a time.
+It runs what it is sent: start it in a network that you trust.
+
+  --port N             where it listens; 9090 if not given, any that is free for 0
+  --key NAME           what clients must know: rpc://HOST:PORT/NAME; tilewright if not given
+  --tracker HOST:PORT  joins a fleet, as one of its boards of this key
+  --host ADDRESS       the address to listen at; 0.0.0.0, which is all, if not given
+)";
 
 [[noreturn]] void Die(const std::string& message) {
   std::fprintf(stderr, "tilewright-server: %s\n", message.c_str());
@@ -277,6 +286,10 @@ int Port(const std::string& text) {
 int main(int count, char** values) {
   std::string key = "tilewright", tracker, host = "0.0.0.0";
   int port = 9090;
+  if (count == 2 && (!std::strcmp(values[1], "--help") || !std::strcmp(values[1], "-h"))) {
+    std::printf("%s", kHelp);
+    return 0;
+  }
   for (int i = 1; i < count; i += 2) {
     const std::string name = values[i];
     if (i + 1 == count) Die(name + " needs a value.");

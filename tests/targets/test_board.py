@@ -33,7 +33,7 @@ from tilewright.measurement import take_turns
 from tilewright.protocol import silent
 from tilewright.targets.arm import ArmBackend
 from tilewright.targets.board import greeting, held
-from tilewright.targets.board.make import RUNNER, board_programs
+from tilewright.targets.board.make import RUNNER, SERVER, board_programs
 from tilewright.targets.board.place import Place, parse_place
 from tilewright.targets.board.tracker import free_boards
 from tilewright.tools.share_jobs import share_jobs
@@ -317,7 +317,7 @@ def test_the_runner_reads_and_writes_arrays_without_python(
         (["{artifact}", "--input", "z={cut}"], 'has no input "z"'),
         (["{artifact}", "--input", "x={cut}"], "ends too early"),
         (["{artifact}", "--input", "x={text}"], "is no .npy file"),
-        (["{artifact}", "--input", "x={wide}"], 'Input "x" must be float32 [16, 8]'),
+        (["{artifact}", "--input", "x={wide}"], "be float32 [16, 8]; found float64 [16, 8]."),
         (["{artifact}", "--repeat", "0"], "--repeat 0: give a whole number"),
         (["{artifact}", "--quick"], "--quick needs a value"),
     ],
@@ -337,6 +337,22 @@ def test_the_runner_refuses_what_it_cannot_use_in_one_message(
     assert done.returncode == 2
     assert done.stderr.startswith("tilewright-run: ")
     assert said in done.stderr
+
+
+@emulated
+def test_the_runner_says_which_inputs_are_zeros(artifact: Path) -> None:
+    command = in_emulator(RUNNER, str(artifact))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["x: not given, so zeros", "y: 16x6"]
+
+
+@emulated
+@pytest.mark.parametrize("program", [RUNNER, SERVER])
+def test_the_programs_say_how_they_are_used(program: str) -> None:
+    for asked in ("--help", "-h"):
+        command = in_emulator(program, asked)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"Usage: {program} ")
 
 
 @emulated
