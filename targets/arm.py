@@ -23,6 +23,7 @@ from tilewright.targets.board.estimate import (
 from tilewright.targets.board.greeting import check_server
 from tilewright.targets.board.held import INDICES
 from tilewright.targets.board.loaded import MACHINE, LoadedOnBoard, tools_for, write_machine
+from tilewright.targets.board.make import board_programs
 from tilewright.targets.board.place import QEMU, TRACKER, parse_place
 from tilewright.targets.board.tracker import check_fleet, free_boards
 from tilewright.targets.kernels.integer import DOTS
@@ -69,6 +70,8 @@ class ArmBackend:
             program = _lowered(graph, target, report)
             lowered.append(Lowered(program, segments(program), graph, pool.take(program)))
         written = _write(lowered, pool, target, folder, report)
+        # Whatever runs it needs them, and here it is told what is being waited for.
+        board_programs(isa_of(target).triple, report)
         first = lowered[0].program
         return Build(
             layers=tuple(first.layers),

@@ -20,11 +20,10 @@ class Tile:
     @classmethod
     def parse(cls, text: str) -> "Tile":
         """Read "4x1". Raises ValueError on anything else."""
-        outputs, inputs = text.split("x")
-        tile = cls(int(outputs), int(inputs))
-        if tile.outputs < 1 or tile.inputs < 1:
-            raise ValueError(text)
-        return tile
+        numbers = [int(each) if each.isdecimal() else 0 for each in text.split("x")]
+        if len(numbers) != 2 or min(numbers) < 1:
+            raise ValueError(f'a tile is "{text}" and must be outputs x inputs, such as "4x1"')
+        return cls(*numbers)
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return rows of tiles and column blocks of a matrix; the last may be cut off."""
@@ -53,11 +52,10 @@ class Pattern:
     @classmethod
     def parse(cls, text: str) -> "Pattern":
         """Read "2:4". Raises ValueError on anything else."""
-        kept, of = text.split(":")
-        pattern = cls(int(kept), int(of))
-        if not 0 < pattern.kept < pattern.of:
-            raise ValueError(text)
-        return pattern
+        numbers = [int(each) if each.isdecimal() else 0 for each in text.split(":")]
+        if len(numbers) != 2 or not 0 < numbers[0] < numbers[1]:
+            raise ValueError(f'a pattern is "{text}" and must be kept:of, such as "2:4"')
+        return cls(*numbers)
 
     @property
     def sparsity(self) -> float:

@@ -94,8 +94,12 @@ def read_target(path: Path) -> Target:
             patterns=tuple(map(Pattern.parse, table.pop("patterns", ()))),
             settings=table,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise UnusableInput(
-            f'Target "{path}" is not complete: {error!r} is missing or has a wrong value. '
+            f'Target "{path}" is not complete: the key {error} is missing. '
             "Compare with targets/cpu.toml."
+        ) from error
+    except (AttributeError, TypeError, ValueError, UnusableInput) as error:
+        raise UnusableInput(
+            f'Target "{path}" has a wrong value: {error}. Compare with targets/cpu.toml.'
         ) from error

@@ -26,7 +26,7 @@ from tilewright.tools.find_feeds import first_feeds, samples_of, sizes_of
 from tilewright.tools.find_target import find_backend, parse_pipeline
 from tilewright.tools.give_device import devices_of
 from tilewright.tools.job import Job
-from tilewright.tools.load_artifact import load_any, load_standard
+from tilewright.tools.load_artifact import inputs_of, load_any, load_standard
 from tilewright.tools.measure_engines import OURS, measure_engines
 from tilewright.tools.read_model import model_file
 from tilewright.tools.replace_file import replacing
@@ -190,6 +190,7 @@ def run_verify(
     `device` is for the artifacts that run beside this machine. Raises UnusableInput for none.
     """
     with console.working():
+        _check_same_inputs(first, second)
         samples = samples_of(data, first)
         threads = count_threads(threads, console.report)
         a, b = (
@@ -216,6 +217,15 @@ def run_verify(
             "allowed."
         )
     console.text(f"agree: {summary}")
+
+
+def _check_same_inputs(first: str, second: str) -> None:
+    taken = {m: sorted(str(tensor.name) for tensor in inputs_of(m)) for m in (first, second)}
+    if taken[first] != taken[second]:
+        raise UnusableInput(
+            f"verify: {first} has the inputs {taken[first]}, and {second} {taken[second]}. "
+            "Compare two forms of the same model."
+        )
 
 
 def _allowed(models: Sequence[str], samples: Calibration) -> Allowed:

@@ -35,7 +35,7 @@ def target_files() -> dict[str, Path]:
     """Return the .toml file of every target that comes with tilewright, by name."""
     folder = resources.files("tilewright.targets")
     files = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".toml")]
-    return {file.stem: file for file in sorted(files)}
+    return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
 
 
 def target_table(name: str) -> dict[str, Any]:

@@ -30,9 +30,8 @@ class PlanJudge:
         if found is None:
             found = self._subject.answers.agreement(self._pruned(plan))
             self._subject.of_answers.keep(item, found)
-        agreement = Agreement(*found)
-        self._subject.report(f"the answers of this plan agree to {agreement.value:.4f}")
-        return agreement
+            self._subject.report(f"the answers of this plan agree to {found[0]:.4f}")
+        return Agreement(*found)
 
     def latency(self, plan: Plan) -> Mapping[str, Any]:
         """Return the figures of `Samples.as_json` of the model that is built by a plan.

@@ -348,6 +348,16 @@ def test_verify_exits_1_where_two_models_disagree(
     assert 'disagree: output "y" differs by' in ended.err
 
 
+def test_verify_refuses_two_models_of_different_inputs(
+    run: Cli, model: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "d.npz", x=normal(3, 8))
+    text = "g (float[1,8] z) => (float[1,4] y) { y = MatMul(z, w) }"
+    onnx.save(small_model(text, w=normal(8, 4)), tmp_path / "other.onnx")
+    ended = run("verify", model, "other.onnx", "--data", "d.npz")
+    assert_refused(ended, "has the inputs ['x'], and other.onnx ['z']")
+
+
 def test_an_artifact_with_wrong_answers_is_not_written(
     run: Cli, model: Path, tmp_path: Path
 ) -> None:
@@ -360,7 +370,9 @@ def test_an_artifact_with_wrong_answers_is_not_written(
 
 def test_passes_and_targets_are_listed(run: Cli) -> None:
     targets = run("targets", "--json").json()["targets"]
-    assert "cpu" in [target["name"] for target in targets]
+    names = [target["name"] for target in targets]
+    assert names == sorted(names)
+    assert "cpu" in names
     assert 'backend = "cpu"' in run("targets", "cpu").out
     assert run("targets", "cpu", "--json").json()["name"] == "cpu"
     assert run("zoo", "list", "--json").json()["models"]
@@ -644,6 +656,24 @@ def test_other_commands_refuse_what_does_not_exist(run: Cli, model: Path, target
     assert_refused(run("targets", "cpux"), 'no target "cpux"')
     assert_refused(run("reproduce", "none"), "cannot be rerun")
     assert_refused(run("compilee"), "compilee")
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "said"),
+    [
+        ('backend = "cpu"', "", "is not complete: the key 'backend' is missing"),
+        ('lanes = "positions"', "", "is not complete: the key 'lanes' is missing"),
+        ('tile = "4x1"', 'tile = "4y1"', 'has a wrong value: a tile is "4y1" and must be'),
+        ("[[orders.fp32]]", "[orders.fp32]", "cannot be read"),
+    ],
+)
+def test_a_target_of_ones_own_with_a_mistake_is_told_where_it_is(
+    line: str, instead: str, said: str, run: Cli, model: Path, tmp_path: Path
+) -> None:
+    text = run("targets", "cpu").out
+    assert line in text
+    (tmp_path / "mine.toml").write_text(text.replace(line, instead, 1))
+    assert_refused(run("compile", model, "--target", "mine.toml"), said)
 
 
 def test_data_that_does_not_fit_is_not_called_calibration(
