@@ -30,7 +30,7 @@ from tilewright.targets.kernels.integer import DOTS
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.link import Toolchain
 from tilewright.targets.lower.lower_graph import lowering_of
-from tilewright.targets.lower.module import function_name
+from tilewright.targets.lower.module import function_name, llvm_target
 from tilewright.targets.lower.program import Call, Part, Pool, Program, nodes_of, segments
 from tilewright.targets.lower.sites import estimated
 from tilewright.targets.program_files import (
@@ -94,7 +94,9 @@ class ArmBackend:
                 f"--tune times kernels on this machine, and {target.name} is another one. "
                 "Leave the option out; what is faster is estimated."
             )
-        Toolchain(isa_of(target).triple).command("gcc")
+        isa = isa_of(target)
+        llvm_target(isa)
+        Toolchain(isa.triple).command("gcc")
         _emulated(target, "qemu_cpu")
         _core_of(target)
         place = parse_place(device)

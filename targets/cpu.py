@@ -15,6 +15,7 @@ from tilewright.targets.cpu_program import STORAGE, CpuProgram, cpu_flags
 from tilewright.targets.cpu_steps import build_steps
 from tilewright.targets.kernels.pen import Isa
 from tilewright.targets.lower.lower_graph import lowering_of
+from tilewright.targets.lower.module import llvm_target
 from tilewright.targets.lower.program import Pool, Program, segments
 from tilewright.targets.lower.sites import estimated
 from tilewright.targets.program_files import Lowered, write_files
@@ -31,6 +32,7 @@ class CpuBackend:
     def check(self, target: Target, device: str, tuning: Tuning | None) -> None:
         """Raise UnusableInput for unknown instruction sets, or to measure on another CPU."""
         isa = isa_of(target)
+        llvm_target(isa)
         if tuning is not None:
             _check_measurable(isa)
 

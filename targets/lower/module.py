@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import tvm
 from tvm import relax, tirx
+from tvm.target.codegen import llvm_get_cpu_archlist
 
 from tilewright import oracle
+from tilewright.errors import UnknownName
 from tilewright.protocol import Report
 from tilewright.targets.kernels.pen import Isa, bases_of, dtype_of, write_prim_func
 from tilewright.targets.link import Link
@@ -120,9 +122,13 @@ def function_name(kernel: Kernel) -> str:
 
 
 def llvm_target(isa: Isa) -> Any:
-    """Return TVM's target for an instruction set."""
+    """Return TVM's target for an instruction set. Raises UnknownName for a wrong `mcpu`."""
     features = [f"+{feature}" for feature in isa.features]
     machine = {"mtriple": isa.triple} if isa.triple else {}
+    # LLVM would take a name that it does not know for the plainest core there is.
+    known = llvm_get_cpu_archlist(tvm.target.Target({"kind": "llvm", **machine}))
+    if isa.mcpu not in known:
+        raise UnknownName("mcpu", isa.mcpu, known)
     return tvm.target.Target(
         {"kind": "llvm", "mcpu": isa.mcpu, "mattr": features, "opt-level": 3, **machine}
     )
