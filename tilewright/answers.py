@@ -6,6 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import log_softmax
 
 from tilewright import oracle
 from tilewright.calibration import Calibration
@@ -91,6 +92,25 @@ class Answers:
         errors, _ = self._compared(run)
         return sum(errors.values())
 
+    def divergence(self, graph: Graph) -> float:
+        """Return how far a network's scores of classes are from the dense network's, in nats.
+
+        It is the mean over rows of the Kullback-Leibler divergence of what softmax makes of
+        them, for outputs that are such scores; infinite where they are not finite.
+        """
+        run = _runner(graph, len(self._feeds))
+
+        def of_sample(index: int) -> float:
+            outputs = run(self._feeds[index])
+            rows = (
+                _divergences(dense, self._rows(outputs[name], index))
+                for name, (_, dense) in self._expected[index].items()
+            )
+            return float(np.mean([each.mean() for each in rows]))
+
+        found = float(np.mean(spread_over_cores(of_sample, range(len(self._feeds)))))
+        return found if math.isfinite(found) else math.inf
+
     def agreement(self, graph: Graph) -> Agreement:
         """Compare a network's answers with the dense network's."""
         errors, same = self._compared(_runner(graph, len(self._feeds)))
@@ -148,6 +168,13 @@ def _runner(graph: Graph, samples: int) -> Run:
 
 def _floats(outputs: Outputs) -> dict[str, np.ndarray]:
     return {name: x for name, x in outputs.items() if x.dtype.kind == "f"}
+
+
+def _divergences(dense: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return the Kullback-Leibler divergence of each row of scores, in nats."""
+    wanted, given = log_softmax(dense, axis=-1), log_softmax(found, axis=-1)
+    rows: np.ndarray = (np.exp(wanted) * (wanted - given)).sum(axis=-1)
+    return rows
 
 
 def _spread(values: list[np.ndarray]) -> float:

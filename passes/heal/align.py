@@ -18,17 +18,21 @@ class Heal:
     1 - cos(pruned, dense), the features at a position being a vector: axis 1 of images, the
     last axis of others. With loss="squares" it is |pruned - dense|^2 relative to the mean
     |dense|^2, which minds lengths too. States are the sums of residual streams and the outputs.
-    Positions that a mask among the inputs leaves out do not count. There are no labels.
+    With loss="divergence", for outputs that are scores of classes (of single samples, or of the
+    next words of a text), their Kullback-Leibler divergence from the dense network's is added
+    to the squares (Hinton et al., arXiv 1503.02531, at a temperature of 1). Positions that a
+    mask among the inputs leaves out do not count. There are no labels.
 
     Weights that are zero stay zero. Adam's rate, which is relative to the size of each output's
     weights, rises to `rate` and falls by a cosine, for `epochs` over the calibration samples,
     `batch` at a time, but for one sample in eight: after each epoch the answers on those are
-    compared with the dense network's, and the weights whose answers were nearest are kept. The
-    first epochs, at a high rate, may be worse than none. Interrupted, it goes on from the last
-    epoch when run again.
+    compared with the dense network's, by squares or by divergence, and the weights whose
+    answers were nearest are kept. The first epochs, at a high rate, may be worse than none.
+    Interrupted, it goes on from the last epoch when run again.
 
     That biases and the scales of normalizations are trained too, that the cosine is that of
-    single positions, and the squares, are ours: the paper leaves it open. Needs torch.
+    single positions, the squares and the divergence are ours: the paper leaves it open. Needs
+    torch.
     """
 
     epochs: int = 8

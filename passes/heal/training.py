@@ -11,9 +11,10 @@ from tilewright import oracle
 from tilewright.answers import Answers
 from tilewright.autograd import Differentiable, require_torch
 from tilewright.calibration import Calibration
+from tilewright.class_scores import class_scores
 from tilewright.columns import real_positions
 from tilewright.errors import UnusableInput
-from tilewright.graph import Graph, constant, with_outputs
+from tilewright.graph import Graph, constant, static_shape, with_outputs
 from tilewright.layers import linear_layers
 from tilewright.memory import keeping_freed_memory
 from tilewright.passes.heal.checkpoint import Checkpoint
@@ -57,7 +58,7 @@ class Options(Protocol):
 
     @property
     def loss(self) -> str:
-        """What is made small: "cosine" or "squares"."""
+        """What is made small: "cosine", "squares" or "divergence"."""
 
 
 def check_options(options: Options) -> None:
@@ -68,8 +69,9 @@ def check_options(options: Options) -> None:
     if not 0 < options.rate < 1:
         wanted = "a number above 0 and below 1, such as 0.0001"
         raise wrong(options, "rate", options.rate, wanted)
-    if options.loss not in _AWAY:
-        raise wrong(options, "loss", options.loss, " or ".join(f'"{name}"' for name in _AWAY))
+    if options.loss not in _STATES:
+        wanted = ", ".join(f'"{name}"' for name in _STATES)
+        raise wrong(options, "loss", options.loss, f"one of {wanted}")
 
 
 def wrong(options: Options, option: str, value: object, wanted: str) -> UnusableInput:
@@ -106,13 +108,16 @@ class Training:
         """
         self._torch = require_torch(options.name)
         self._options, self._seed, self._graph = options, seed, graph
-        self._wanted = internal_states(graph, dense)
-        self._teacher = oracle.session(with_outputs(dense, self._wanted), threads=1)
+        self._states = internal_states(graph, dense)
+        self._scores = _scores(options, graph, dense)
+        aligned = list(dict.fromkeys((*self._states, *self._scores)))
+        self._teacher = oracle.session(with_outputs(dense, aligned), threads=1)
         masks = supports(graph)
         self._student = Differentiable(graph, [*masks, *vectors(graph)])
         self._masks = {n: self._torch.from_numpy(mask) for n, mask in masks.items()}
         fitted, held = calibration.held_out(_HELD_OUT)
-        self._samples, self._answers = list(fitted.feeds()), Answers(dense, held)
+        self._samples = list(fitted.feeds())
+        self._away = _judge(dense, held, self._scores)
         weights = self._student.weights
         if not weights:
             raise UnusableInput(
@@ -150,7 +155,7 @@ class Training:
     def settle(self) -> None:
         """Judge from now on: what is zero stays zero."""
         self._best = self._copied()
-        self.first = self.best = self._answers.error(self._graph_with(self._best))
+        self.first = self.best = self._away(self._graph_with(self._best))
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the weights as they are, by name."""
@@ -184,17 +189,24 @@ class Training:
         """Return the loss of each sample."""
         torch = self._torch
         feeds = {n: torch.from_numpy(np.stack([s[n] for s in samples])) for n in samples[0]}
-        found = self._student(feeds, self._wanted)
         aims = [oracle.outputs_of(self._teacher, sample) for sample in samples]
-        losses: Tensor = torch.zeros(len(samples))
-        for name in self._wanted:
+        found = self._student(feeds, list(aims[0]))
+
+        def away(name: str, measure: "Measure", axis_of_images: int) -> "Tensor":
             aim = torch.from_numpy(np.stack([each[name] for each in aims]))
-            away = _AWAY[self._options.loss](found[name], aim, 2 if aim.ndim > 4 else -1)
-            counted = [real_positions(sample, away.shape[1:]) for sample in samples]
+            each = measure(found[name], aim, axis_of_images if aim.ndim > 4 else -1)
+            counted = [real_positions(sample, each.shape[1:]) for sample in samples]
             real = torch.from_numpy(np.stack(counted)).reshape(len(samples), -1)
-            away = away.reshape(len(samples), -1)
-            losses = losses + (away * real).sum(1) / real.sum(1)
-        return losses / len(self._wanted)
+            mean: Tensor = (each.reshape(len(samples), -1) * real).sum(1) / real.sum(1)
+            return mean
+
+        losses: Tensor = torch.zeros(len(samples))
+        for name in self._states:
+            measure = _STATES[self._options.loss]
+            losses = losses + away(name, measure, 2) / len(self._states)
+        for name in self._scores:
+            losses = losses + away(name, _divergence, -1) / len(self._scores)
+        return losses
 
     def _run_epoch(self, report: Report, before: Before) -> None:
         """Go over all samples once, and judge."""
@@ -214,7 +226,7 @@ class Training:
         if not self._best:
             return
         weights = self._copied()
-        if (error := self._answers.error(self._graph_with(weights))) < self.best:
+        if (error := self._away(self._graph_with(weights))) < self.best:
             self.best, self._best = error, weights
 
     def _state(self) -> dict[str, Any]:
@@ -312,8 +324,40 @@ def _squares(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
     return away
 
 
+def _divergence(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
+    wanted, given = aim.log_softmax(axis), found.log_softmax(axis)
+    away: Tensor = (wanted.exp() * (wanted - given)).sum(axis)
+    return away
+
+
 # How far the features at each position are from where they should be, by `loss`.
-_AWAY = {"cosine": _angles, "squares": _squares}
+Measure = Callable[["Tensor", "Tensor", int], "Tensor"]
+_DIVERGENCE = "divergence"
+_STATES: dict[str, Measure] = {"cosine": _angles, "squares": _squares, _DIVERGENCE: _squares}
+
+
+def _scores(options: Options, graph: Graph, dense: Graph) -> list[str]:
+    """Return the scores of classes whose divergence is made small. Raises UnusableInput."""
+    if options.loss != _DIVERGENCE:
+        return []
+    shapes = {str(t.name): static_shape(t) for t in class_scores(dense)}
+    names = [
+        str(t.name) for t in class_scores(graph) if shapes.get(str(t.name)) == static_shape(t)
+    ]
+    if not names:
+        raise UnusableInput(
+            f'{options.name}: loss="{_DIVERGENCE}" compares scores of classes, and no output '
+            'of the model holds such, written by a linear layer. Give loss="squares".'
+        )
+    return names
+
+
+def _judge(dense: Graph, held: Calibration, scores: Sequence[str]) -> Callable[[Graph], float]:
+    """Return what says how far answers on samples held out are from the dense network's."""
+    if not scores:
+        return Answers(dense, held).error
+    answers = Answers(with_outputs(dense, scores), held)
+    return lambda graph: answers.divergence(with_outputs(graph, scores))
 
 
 def _share_of_rate(progress: float) -> float:

@@ -16,9 +16,9 @@ import numpy as np
 from tilewright import oracle
 from tilewright.autograd import Differentiable, require_torch
 from tilewright.calibration import Calibration
+from tilewright.class_scores import class_scores
 from tilewright.errors import UnusableInput
-from tilewright.graph import Graph, is_constant, static_shape, with_outputs
-from tilewright.layers import linear_layer
+from tilewright.graph import Graph, static_shape, with_outputs
 from tilewright.protocol import Feeds
 
 if TYPE_CHECKING:
@@ -26,34 +26,13 @@ if TYPE_CHECKING:
 
 _SAMPLES = 64  # whose gradients are taken
 _DIRECTIONS = 4  # for each of them
-# What may stand between the scores of classes and an output.
-_RESHAPES = ("Flatten", "Identity", "Reshape", "Squeeze")
-_NORMALIZES = ("LogSoftmax", "Softmax")
 
 
-def class_scores(graph: Graph) -> str | None:
-    """Return the name of a tensor that holds the score of each class, before any softmax.
-
-    It is behind an output of (1, classes) floats that a linear layer writes, with a bias or
-    reshaped or not. An embedding that a linear layer writes looks the same, and is taken for
-    scores. None where no output has this form.
-    """
-    for output in graph.outputs:
-        shape = static_shape(output)
-        if np.dtype(output.dtype).kind != "f" or shape is None:
-            continue
-        if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
-            continue
-        scores = tensor = output
-        while tensor.inputs and (node := tensor.inputs[0]).op in (*_RESHAPES, *_NORMALIZES):
-            tensor = node.inputs[0]
-            scores = tensor if node.op in _NORMALIZES else scores
-        if tensor.inputs and tensor.inputs[0].op == "Add":
-            computed = [t for t in tensor.inputs[0].inputs if not is_constant(t)]
-            tensor = computed[0] if len(computed) == 1 else tensor
-        if tensor.inputs and linear_layer(tensor.inputs[0]) is not None:
-            return str(scores.name)
-    return None
+def sample_scores(graph: Graph) -> str | None:
+    """Return the name of a tensor (1, classes): of class scores, one row a sample; or None."""
+    shapes = {str(t.name): static_shape(t) for t in class_scores(graph)}
+    rows = (n for n, shape in shapes.items() if shape and len(shape) == 2 and shape[0] == 1)
+    return next(rows, None)
 
 
 def classes_of(dense: Graph, calibration: Calibration) -> np.ndarray:
@@ -61,7 +40,7 @@ def classes_of(dense: Graph, calibration: Calibration) -> np.ndarray:
 
     Raises UnusableInput where that is the same for all, which tells nothing apart.
     """
-    scores = class_scores(dense)
+    scores = sample_scores(dense)
     assert scores is not None, "check_criterion admits only networks with scores"
     session = oracle.session(with_outputs(dense, [scores]))
     found = [int(oracle.outputs_of(session, f)[scores].argmax()) for f in calibration.feeds()]
@@ -83,7 +62,7 @@ def gradients(
     """
     torch = require_torch("A criterion")
     model = Differentiable(dense, weights)
-    scores, rng = class_scores(dense), np.random.default_rng(seed)
+    scores, rng = sample_scores(dense), np.random.default_rng(seed)
     for feeds in islice(calibration.feeds(), _SAMPLES):
         for loss in _losses(model, feeds, scores, dense, rng):
             found = torch.autograd.grad(

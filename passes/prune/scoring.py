@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tilewright.autograd import require_torch
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
-from tilewright.passes.prune.pseudo_labels import class_scores
+from tilewright.passes.prune.pseudo_labels import sample_scores
 from tilewright.protocol import Context, Note
 
 OBS = "obs"
@@ -122,7 +122,7 @@ def check_criterion(name: str, criterion: str, context: Context) -> None:
 
 def check_classes(name: str, criterion: str, graph: Graph) -> None:
     """Raise UnusableInput where a criterion compares classes, and a network has none."""
-    if "classes" in CRITERIA[criterion].needs and class_scores(graph) is None:
+    if "classes" in CRITERIA[criterion].needs and sample_scores(graph) is None:
         outputs = ", ".join(f'"{t.name}" {t.shape}' for t in graph.outputs)
         raise UnusableInput(
             f"{name}: criterion={criterion} compares classes, and no output has the form of "

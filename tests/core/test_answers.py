@@ -35,6 +35,25 @@ def test_agreement_is_the_share_of_variance_that_is_right() -> None:
     assert found.same_argmax == 1.0  # scaling moves no largest value
 
 
+def test_divergence_is_that_of_what_softmax_makes_of_rows() -> None:
+    weights, moved = normal(8, 4), normal(8, 4, seed=3)
+    dense, other = small_graph(ROW, w=weights), small_graph(ROW, w=moved)
+    calibration = samples(dense)
+    answers = Answers(dense, calibration)
+    assert answers.divergence(dense) == 0
+    # Scores that are all higher by as much say the same.
+    shifted = small_graph(
+        ROW.replace("MatMul(x, w)", "Gemm(x, w, b)"), w=weights, b=np.full(4, 9.0, np.float32)
+    )
+    assert answers.divergence(shifted) < 1e-6
+    x = np.concatenate([feeds["x"] for feeds in calibration.feeds()]).astype(float)
+    p, q = (np.exp(x @ w) / np.exp(x @ w).sum(1, keepdims=True) for w in (weights, moved))
+    expected = (p * np.log(p / q)).sum(1).mean()
+    assert answers.divergence(other) == pytest.approx(expected, rel=1e-4)  # float32
+    broken = small_graph(ROW, w=np.full((8, 4), np.nan, np.float32))
+    assert answers.divergence(broken) == np.inf
+
+
 def test_samples_whose_largest_value_moved_are_counted() -> None:
     weights = normal(8, 4)
     swapped = weights[:, [1, 0, 2, 3]]

@@ -20,6 +20,7 @@ from tests.passes.perceptrons import (
 )
 from tests.small_models import normal, small_graph
 from tilewright import oracle
+from tilewright.answers import Answers
 from tilewright.calibration import Calibration
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph
@@ -132,6 +133,35 @@ def test_the_angle_minds_no_length_but_squares_do() -> None:
     torch.testing.assert_close(
         training._squares(scaled * a, scaled * b, -1), training._squares(a, b, -1)
     )
+
+
+def test_divergence_brings_scores_of_classes_nearer_at_each_position() -> None:
+    healed = heal(align.Heal(epochs=20, rate=0.02, batch=8, loss="divergence"))
+    unseen = Answers(three_layers(), calibration(12, seed=9))
+    assert unseen.divergence(healed) < 0.5 * unseen.divergence(pruned())
+
+
+def test_the_divergence_is_added_to_the_squares_of_the_states() -> None:
+    samples = list(calibration(2, seed=9).feeds())
+
+    def losses(loss: str) -> np.ndarray:
+        step = align.Heal(loss=loss)
+        student = training.Training(step, pruned(), three_layers(), calibration(), 0)
+        return np.asarray(student.losses(samples).detach())
+
+    one_by_one = [Calibration.from_feeds([each], three_layers().inputs) for each in samples]
+    added = [Answers(three_layers(), each).divergence(pruned()) for each in one_by_one]
+    # Sums of float32 in another order.
+    np.testing.assert_allclose(losses("divergence") - losses("squares"), added, rtol=1e-4)
+
+
+def test_divergence_without_scores_of_classes_is_refused() -> None:
+    text = "g (float[1,8] x) => (float[1,4] y) { z = MatMul(x, w)  y = Tanh(z) }"
+    w = normal(8, 4)
+    dense, sparse = small_graph(text, w=w), small_graph(text, w=np.where(w > 0, w, 0))
+    data = Calibration.from_arrays({"x": normal(32, 8)}, dense.inputs)
+    with pytest.raises(UnusableInput, match="no output of the model holds such"):
+        heal(align.Heal(loss="divergence"), sparse, calibration=data, dense=dense)
 
 
 def test_padding_does_not_count() -> None:

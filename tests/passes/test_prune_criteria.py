@@ -20,7 +20,7 @@ from tilewright.layers import linear_layers
 from tilewright.passes import PASSES
 from tilewright.passes.prune import criteria, rank_entries, score_weights
 from tilewright.passes.prune.channels import PruneChannels
-from tilewright.passes.prune.pseudo_labels import class_scores
+from tilewright.passes.prune.pseudo_labels import sample_scores
 from tilewright.passes.prune.rank_entries import SCORES, ranked
 from tilewright.passes.prune.removable import removable
 from tilewright.passes.prune.score_entries import Entries
@@ -166,7 +166,7 @@ def test_without_classes_taylor_measures_the_answer_itself() -> None:
         w1=w1,
         w2=w2,
     )
-    assert class_scores(graph) is None
+    assert sample_scores(graph) is None
     (found,) = SCORES["taylor"](entries(graph, data())).values()
     x = np.concatenate([feeds["x"] for feeds in data().feeds()])
     parts = np.tanh(x @ w1) * w2[:, 0]
@@ -368,4 +368,4 @@ def test_channels_have_criteria_that_tiles_have_not() -> None:
 )
 def test_scores_of_classes_come_from_a_linear_layer(behind: str, scored: str | None) -> None:
     text = "g (float[1,4] x) => (float[1,3] y) { r = Relu(x) " + behind + " }"
-    assert class_scores(small_graph(text, w2=normal(4, 3), b2=normal(3))) == scored
+    assert sample_scores(small_graph(text, w2=normal(4, 3), b2=normal(3))) == scored
