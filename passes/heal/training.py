@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from tilewright import oracle
-from tilewright.answers import Answers
 from tilewright.autograd import Differentiable, require_torch
 from tilewright.calibration import Calibration
-from tilewright.class_scores import class_scores
 from tilewright.columns import real_positions
 from tilewright.errors import UnusableInput
-from tilewright.graph import Graph, constant, static_shape, with_outputs
+from tilewright.graph import Graph, constant, with_outputs
 from tilewright.layers import linear_layers
 from tilewright.memory import keeping_freed_memory
 from tilewright.passes.heal.checkpoint import Checkpoint
+from tilewright.passes.heal.losses import (
+    STATES,
+    Measure,
+    aligned_scores,
+    divergence,
+    judge_of,
+)
 from tilewright.protocol import Context, Feeds, Report
 from tilewright.states import internal_states, supports, vectors
 from tilewright.threads import spread_over_cores
@@ -28,8 +33,6 @@ if TYPE_CHECKING:
 _HELD_OUT = 8  # one calibration sample of so many says which weights are best
 _WARM_UP = 0.1  # of all steps, in which the rate rises
 _LEAST = 0.01  # of the rate
-_TINY = 1e-20
-_SHORT = 1e-6  # a length, below which a direction says nothing
 
 # What happens before a step: it gets the number of the step, and its samples.
 Before = Callable[[int, Sequence[Feeds]], None]
@@ -69,8 +72,8 @@ def check_options(options: Options) -> None:
     if not 0 < options.rate < 1:
         wanted = "a number above 0 and below 1, such as 0.0001"
         raise wrong(options, "rate", options.rate, wanted)
-    if options.loss not in _STATES:
-        wanted = ", ".join(f'"{name}"' for name in _STATES)
+    if options.loss not in STATES:
+        wanted = ", ".join(f'"{name}"' for name in STATES)
         raise wrong(options, "loss", options.loss, f"one of {wanted}")
 
 
@@ -109,7 +112,7 @@ class Training:
         self._torch = require_torch(options.name)
         self._options, self._seed, self._graph = options, seed, graph
         self._states = internal_states(graph, dense)
-        self._scores = _scores(options, graph, dense)
+        self._scores = aligned_scores(options.name, options.loss, graph, dense)
         aligned = list(dict.fromkeys((*self._states, *self._scores)))
         self._teacher = oracle.session(with_outputs(dense, aligned), threads=1)
         masks = supports(graph)
@@ -117,7 +120,7 @@ class Training:
         self._masks = {n: self._torch.from_numpy(mask) for n, mask in masks.items()}
         fitted, held = calibration.held_out(_HELD_OUT)
         self._samples = list(fitted.feeds())
-        self._away = _judge(dense, held, self._scores)
+        self._away = judge_of(dense, held, self._scores)
         weights = self._student.weights
         if not weights:
             raise UnusableInput(
@@ -192,7 +195,7 @@ class Training:
         aims = [oracle.outputs_of(self._teacher, sample) for sample in samples]
         found = self._student(feeds, list(aims[0]))
 
-        def away(name: str, measure: "Measure", axis_of_images: int) -> "Tensor":
+        def away(name: str, measure: Measure, axis_of_images: int) -> "Tensor":
             aim = torch.from_numpy(np.stack([each[name] for each in aims]))
             each = measure(found[name], aim, axis_of_images if aim.ndim > 4 else -1)
             counted = [real_positions(sample, each.shape[1:]) for sample in samples]
@@ -202,10 +205,10 @@ class Training:
 
         losses: Tensor = torch.zeros(len(samples))
         for name in self._states:
-            measure = _STATES[self._options.loss]
+            measure = STATES[self._options.loss]
             losses = losses + away(name, measure, 2) / len(self._states)
         for name in self._scores:
-            losses = losses + away(name, _divergence, -1) / len(self._scores)
+            losses = losses + away(name, divergence, -1) / len(self._scores)
         return losses
 
     def _run_epoch(self, report: Report, before: Before) -> None:
@@ -309,55 +312,6 @@ def _size(values: "Tensor", axis: int | None) -> "Tensor":
     squares = values.square().sum(others, keepdim=True) / counts
     result: Tensor = (squares.where(squares > 0, 1.0).log2() / 2).round().exp2()
     return result
-
-
-def _angles(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
-    lengths = found.norm(dim=axis).clamp_min(_SHORT) * aim.norm(dim=axis).clamp_min(_SHORT)
-    away: Tensor = 1 - (found * aim).sum(axis) / lengths
-    return away
-
-
-def _squares(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
-    energy = aim.square().sum(axis)
-    per_sample = energy.reshape(len(energy), -1).mean(1).reshape(-1, *[1] * (energy.ndim - 1))
-    away: Tensor = (found - aim).square().sum(axis) / per_sample.clamp_min(_TINY)
-    return away
-
-
-def _divergence(found: "Tensor", aim: "Tensor", axis: int) -> "Tensor":
-    wanted, given = aim.log_softmax(axis), found.log_softmax(axis)
-    away: Tensor = (wanted.exp() * (wanted - given)).sum(axis)
-    return away
-
-
-# How far the features at each position are from where they should be, by `loss`.
-Measure = Callable[["Tensor", "Tensor", int], "Tensor"]
-_DIVERGENCE = "divergence"
-_STATES: dict[str, Measure] = {"cosine": _angles, "squares": _squares, _DIVERGENCE: _squares}
-
-
-def _scores(options: Options, graph: Graph, dense: Graph) -> list[str]:
-    """Return the scores of classes whose divergence is made small. Raises UnusableInput."""
-    if options.loss != _DIVERGENCE:
-        return []
-    shapes = {str(t.name): static_shape(t) for t in class_scores(dense)}
-    names = [
-        str(t.name) for t in class_scores(graph) if shapes.get(str(t.name)) == static_shape(t)
-    ]
-    if not names:
-        raise UnusableInput(
-            f'{options.name}: loss="{_DIVERGENCE}" compares scores of classes, and no output '
-            'of the model holds such, written by a linear layer. Give loss="squares".'
-        )
-    return names
-
-
-def _judge(dense: Graph, held: Calibration, scores: Sequence[str]) -> Callable[[Graph], float]:
-    """Return what says how far answers on samples held out are from the dense network's."""
-    if not scores:
-        return Answers(dense, held).error
-    answers = Answers(with_outputs(dense, scores), held)
-    return lambda graph: answers.divergence(with_outputs(graph, scores))
 
 
 def _share_of_rate(progress: float) -> float:

@@ -34,6 +34,7 @@ from tilewright.states import internal_states, supports, vectors
 
 torch = pytest.importorskip("torch")
 align = pytest.importorskip("tilewright.passes.heal.align")
+losses = pytest.importorskip("tilewright.passes.heal.losses")
 training = pytest.importorskip("tilewright.passes.heal.training")
 
 FAST = align.Heal(epochs=4, rate=3e-3, batch=8)
@@ -126,12 +127,12 @@ def test_the_loss_of_the_dense_network_is_zero_and_its_gradient_too() -> None:
 
 def test_the_angle_minds_no_length_but_squares_do() -> None:
     a, b = torch.from_numpy(normal(2, 5, 7)), torch.from_numpy(normal(2, 5, 7, seed=1))
-    torch.testing.assert_close(training._angles(3 * a, b, -1), training._angles(a, b, -1))
-    assert float(training._squares(3 * a, a, -1).mean()) == pytest.approx(4, rel=1e-5)
+    torch.testing.assert_close(losses.angles(3 * a, b, -1), losses.angles(a, b, -1))
+    assert float(losses.squares(3 * a, a, -1).mean()) == pytest.approx(4, rel=1e-5)
     # Of each sample's own mean: a faint one counts as much as a bright one.
     scaled = torch.tensor([1.0, 100.0]).reshape(2, 1, 1)
     torch.testing.assert_close(
-        training._squares(scaled * a, scaled * b, -1), training._squares(a, b, -1)
+        losses.squares(scaled * a, scaled * b, -1), losses.squares(a, b, -1)
     )
 
 
@@ -144,7 +145,7 @@ def test_divergence_brings_scores_of_classes_nearer_at_each_position() -> None:
 def test_the_divergence_is_added_to_the_squares_of_the_states() -> None:
     samples = list(calibration(2, seed=9).feeds())
 
-    def losses(loss: str) -> np.ndarray:
+    def loss_of(loss: str) -> np.ndarray:
         step = align.Heal(loss=loss)
         student = training.Training(step, pruned(), three_layers(), calibration(), 0)
         return np.asarray(student.losses(samples).detach())
@@ -152,7 +153,7 @@ def test_the_divergence_is_added_to_the_squares_of_the_states() -> None:
     one_by_one = [Calibration.from_feeds([each], three_layers().inputs) for each in samples]
     added = [Answers(three_layers(), each).divergence(pruned()) for each in one_by_one]
     # Sums of float32 in another order.
-    np.testing.assert_allclose(losses("divergence") - losses("squares"), added, rtol=1e-4)
+    np.testing.assert_allclose(loss_of("divergence") - loss_of("squares"), added, rtol=1e-4)
 
 
 def test_divergence_without_scores_of_classes_is_refused() -> None:
