@@ -1,6 +1,6 @@
 """Read what a user names as the model, and the example inputs that go with it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ _CALIBRATION_SAMPLES = {
     "smollm2-decode": 1024,
 }
 _OTHER_SAMPLES = 64
+_FEW_SAMPLES = 16  # of a user's, below which what is fitted to them is theirs alone
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ def read_calibration(
     """Return the user's example inputs, or the zoo's for its models, or None."""
     if data is not None:
         arrays = read_arrays(data) if isinstance(data, Path) else data
-        return Calibration.from_arrays(arrays, source.graph.inputs)
+        given = Calibration.from_arrays(arrays, source.graph.inputs)
+        for doubt in _doubts(given):
+            report(f"calibration: {doubt}")
+        return given
     if source.zoo is None:
         return None
     from tilewright.frontends import zoo
@@ -84,3 +88,17 @@ def read_calibration(
             f"The zoo's calibration data for {source.zoo} has its default sizes: {error} "
             "Give your own data with --calibration."
         ) from error
+
+
+def _doubts(given: Calibration) -> Iterator[str]:
+    """Say what of calibration data makes answers agree on them, and not elsewhere."""
+    if given.samples < _FEW_SAMPLES:
+        yield (
+            f"there are few samples ({given.samples}): what is fitted to them agrees there, "
+            "and less elsewhere. Give some hundreds."
+        )
+    feeds = given.feeds()
+    first = next(feeds)
+    alike = (np.array_equal(each[name], first[name]) for each in feeds for name in first)
+    if given.samples > 1 and all(alike):
+        yield "all samples are the same, which say what one does. Give samples that differ."

@@ -562,6 +562,25 @@ def test_timings_that_are_damaged_are_one_message_before_any_work(
 
 
 @pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (normal(3, 8), ["few samples (3)"]),
+        (np.ones((20, 8), np.float32), ["all samples are the same"]),
+        (np.ones((2, 8), np.float32), ["few samples (2)", "all samples are the same"]),
+        (normal(20, 8), []),
+    ],
+)
+def test_calibration_data_that_say_little_are_told(
+    samples: np.ndarray, said: list[str], run: Cli, model: Path, target: str
+) -> None:
+    np.savez("c.npz", x=samples)
+    ended = run("compile", model, "--target", target, "--calibration", "c.npz", "-o", "c.tw")
+    assert ended.code == 0
+    assert [each in ended.err for each in said] == [True] * len(said)
+    assert ended.err.count("calibration: ") == len(said)
+
+
+@pytest.mark.parametrize(
     ("arrays", "part"),
     [
         ({"z": normal(3, 8)}, 'no array for input "x"'),
