@@ -10,6 +10,7 @@ from scipy.special import log_softmax
 
 from tilewright import oracle
 from tilewright.calibration import Calibration
+from tilewright.columns import real_positions
 from tilewright.errors import UnusableInput
 from tilewright.graph import Graph, static_shape
 from tilewright.threads import spread_over_cores
@@ -95,18 +96,23 @@ class Answers:
     def divergence(self, graph: Graph) -> float:
         """Return how far a network's scores of classes are from the dense network's, in nats.
 
-        It is the mean over rows of the Kullback-Leibler divergence of what softmax makes of
-        them, for outputs that are such scores; infinite where they are not finite.
+        It is the mean over rows, but for padding, of the Kullback-Leibler divergence of what
+        softmax makes of them, where all outputs are such scores; infinite where answers have
+        other shapes or are not finite.
         """
         run = _runner(graph, len(self._feeds))
 
         def of_sample(index: int) -> float:
-            outputs = run(self._feeds[index])
-            rows = (
-                _divergences(dense, self._rows(outputs[name], index))
-                for name, (_, dense) in self._expected[index].items()
-            )
-            return float(np.mean([each.mean() for each in rows]))
+            feeds, means = self._feeds[index], []
+            outputs = run(feeds)
+            for name, (shape, dense) in self._expected[index].items():
+                if outputs[name].shape != shape:
+                    return math.inf
+                away = _divergences(dense, self._rows(outputs[name], index))
+                real = real_positions(feeds, shape[:-1])[..., np.newaxis]
+                counted = self._rows(real, index)[:, 0]
+                means.append(away[counted].sum() / max(counted.sum(), 1))
+            return float(np.mean(means))
 
         found = float(np.mean(spread_over_cores(of_sample, range(len(self._feeds)))))
         return found if math.isfinite(found) else math.inf

@@ -26,7 +26,7 @@ from tilewright.errors import DamagedArtifact, UnusableInput
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
-FORMAT = 2
+FORMAT = 3
 
 _SHOWN_FILES = 5
 

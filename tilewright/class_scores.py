@@ -33,7 +33,7 @@ def _scores_behind(output: gs.Tensor) -> gs.Tensor | None:
     while tensor.inputs and (node := tensor.inputs[0]).op in (*_RESHAPES, *_NORMALIZES):
         tensor = node.inputs[0]
         if node.op in _NORMALIZES:
-            if node.attrs.get("axis", -1) not in (-1, len(shape) - 1):
+            if not _is_of_last(node, shape):
                 return None
             scores = tensor
     if tensor.inputs and tensor.inputs[0].op == "Add":
@@ -45,4 +45,18 @@ def _scores_behind(output: gs.Tensor) -> gs.Tensor | None:
     # The last axis of an image is none of classes.
     return (
         scores if layer.node.op in ("Gemm", "MatMul") or math.prod(shape) == shape[-1] else None
+    )
+
+
+def _is_of_last(node: gs.Node, shape: tuple[int, ...]) -> bool:
+    """Say whether a softmax is of the last axis of an output that has a shape.
+
+    Of one row a sample, such as an image's features, whatever the axis is called.
+    """
+    inner = static_shape(node.inputs[0])
+    if inner is None:
+        return False
+    axis = int(node.attrs.get("axis", -1)) % len(inner)
+    return inner[axis] == shape[-1] and (
+        axis == len(inner) - 1 or math.prod(inner) == shape[-1]
     )

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tilewright.errors import UnusableInput
 from tilewright.layers import Layer
@@ -77,29 +77,62 @@ def read_target(path: Path) -> Target:
             "`tilewright targets`, or a .toml file like targets/cpu.toml."
         ) from error
     try:
-        orders = {
-            dtype: tuple(
-                LaneOrder(o["lanes"], Tile.parse(o["tile"]), int(o["min_positions"]))
-                for o in entries
-            )
-            for dtype, entries in table.pop("orders").items()
-        }
-        return Target(
-            name=table.pop("name"),
-            backend=table.pop("backend"),
-            about=table.pop("about"),
-            default_pipeline=table.pop("default_pipeline"),
-            orders=orders,
-            precisions=table.pop("precisions", {"fp32": ""}),
-            patterns=tuple(map(Pattern.parse, table.pop("patterns", ()))),
-            settings=table,
-        )
+        return _described(table)
     except KeyError as error:
         raise UnusableInput(
             f'Target "{path}" is not complete: the key {error} is missing. '
             "Compare with targets/cpu.toml."
         ) from error
-    except (AttributeError, TypeError, ValueError, UnusableInput) as error:
+    except (TypeError, ValueError) as error:
         raise UnusableInput(
             f'Target "{path}" has a wrong value: {error}. Compare with targets/cpu.toml.'
         ) from error
+
+
+_T = TypeVar("_T")
+# What a value may be, as .toml files and their readers call it.
+_KINDS: Mapping[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    list: "a list",
+    dict: "a table",
+}
+_LANES = ("positions", "channels")
+
+
+def _described(table: dict[str, Any]) -> Target:
+    """Return what a table says. Raises KeyError, and TypeError or ValueError."""
+    orders = {
+        dtype: tuple(_order(entry) for entry in _checked(list, f"orders.{dtype}", entries))
+        for dtype, entries in _take(dict, table, "orders").items()
+    }
+    patterns = _checked(list, "patterns", table.pop("patterns", []))
+    return Target(
+        name=_take(str, table, "name"),
+        backend=_take(str, table, "backend"),
+        about=_take(str, table, "about"),
+        default_pipeline=_take(str, table, "default_pipeline"),
+        orders=orders,
+        precisions=_checked(dict, "precisions", table.pop("precisions", {"fp32": ""})),
+        patterns=tuple(Pattern.parse(_checked(str, "patterns", text)) for text in patterns),
+        settings=table,
+    )
+
+
+def _order(entry: Any) -> LaneOrder:
+    table = dict(_checked(dict, "orders", entry))
+    lanes = _take(str, table, "lanes")
+    if lanes not in _LANES:
+        raise ValueError(f'lanes is "{lanes}" and must be {" or ".join(_LANES)}')
+    tile = Tile.parse(_take(str, table, "tile"))
+    return LaneOrder(lanes, tile, _take(int, table, "min_positions"))
+
+
+def _take(kind: type[_T], table: dict[str, Any], key: str) -> _T:
+    return _checked(kind, key, table.pop(key))
+
+
+def _checked(kind: type[_T], key: str, value: Any) -> _T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} is {value!r} and must be {_KINDS[kind]}")
+    return value

@@ -86,7 +86,8 @@ def allowed_error(saved: Path, feeds: Iterable[Feeds], slack: float) -> Allowed:
     # Of few integers one that flips may be many.
     most = {name: _LEAST_SHAKEN if floats[name] else _MOST_SHAKEN for name in floats}
     steady, still = oracle.session(saved), {name for name in floats if floats[name]}
-    while still and slack <= _MOST_SLACK:
+    most_slack = max(_MOST_SLACK, slack * _SHAKEN_MORE)
+    while still and slack <= most_slack:
         copy = oracle.session(shaken(graph, slack))
         pairs = ((oracle.outputs_of(steady, f), oracle.outputs_of(copy, f)) for f in samples)
         for away in compare(pairs):

@@ -26,9 +26,9 @@ class Heal:
     Weights that are zero stay zero. Adam's rate, which is relative to the size of each output's
     weights, rises to `rate` and falls by a cosine, for `epochs` over the calibration samples,
     `batch` at a time, but for one sample in eight: after each epoch the answers on those are
-    compared with the dense network's, by squares or by divergence, and the weights whose
-    answers were nearest are kept. The first epochs, at a high rate, may be worse than none.
-    Interrupted, it goes on from the last epoch when run again.
+    compared with the dense network's, by squares or by the divergence of scores alone, and the
+    weights whose answers were nearest are kept. The first epochs, at a high rate, may be worse
+    than none. Interrupted, it goes on from the last epoch when run again.
 
     That biases and the scales of normalizations are trained too, that the cosine is that of
     single positions, the squares and the divergence are ours: the paper leaves it open. Needs

@@ -7,6 +7,7 @@ squared change of y without w, to first order (Hutchinson, 1989). Both are ours;
 that read them were published with labels.
 """
 
+import math
 from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -29,9 +30,9 @@ _DIRECTIONS = 4  # for each of them
 
 
 def sample_scores(graph: Graph) -> str | None:
-    """Return the name of a tensor (1, classes): of class scores, one row a sample; or None."""
+    """Return the name of a tensor of class scores, one row a sample; None without one."""
     shapes = {str(t.name): static_shape(t) for t in class_scores(graph)}
-    rows = (n for n, shape in shapes.items() if shape and len(shape) == 2 and shape[0] == 1)
+    rows = (n for n, shape in shapes.items() if shape and math.prod(shape) == max(shape))
     return next(rows, None)
 
 

@@ -24,15 +24,19 @@ def check_server(place: Place) -> None:
             server.sendall(_NUMBER.pack(_MAGIC) + _NUMBER.pack(len(key)) + key)
             answer = b""
             with contextlib.suppress(TimeoutError):
-                answer = server.recv(_NUMBER.size, socket.MSG_WAITALL)
-                if len(answer) < _NUMBER.size:
-                    raise _failed(place, "what answers is no server of boards")
-    except OSError as error:
-        raise _failed(place, f"there is no server ({error.strerror or error})") from error
+                while len(answer) < _NUMBER.size:
+                    piece = server.recv(_NUMBER.size - len(answer))
+                    if not piece:
+                        raise _failed(place, "what answers is no server of boards")
+                    answer += piece
+    except (OSError, ValueError) as error:  # a name that is none is a ValueError
+        told = getattr(error, "strerror", None) or error
+        raise _failed(place, f"there is no server ({told})") from error
     if answer == _NUMBER.pack(_MISMATCH):
         raise DeviceFailed(
             f'Device {place}: the server there has another key than "{place.key}". Give its '
-            "own, as in rpc://HOST:PORT/KEY: the one that it was started with by --key."
+            "own, as in rpc://HOST:PORT/KEY: the one that it was started with by --key. A "
+            "board of a fleet is had from its tracker alone: --device tracker://HOST:PORT/KEY."
         )
     if answer not in (b"", _NUMBER.pack(_MAGIC)):
         raise _failed(place, "what answers is no server of boards")

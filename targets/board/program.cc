@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -138,13 +139,40 @@ void Copy(const Window& window, char* packed, bool in) {
   }
 }
 
+// Entries of a table that an input picks; -1 is the last one, floats count towards zero.
 template <typename T>
-void CheckEntries(const std::string& name, const T* values, size_t count, int64_t entries) {
+void CheckEntries(const std::string& name, const char* packed, size_t count, int64_t entries) {
+  const T* values = reinterpret_cast<const T*>(packed);
   for (size_t i = 0; i < count; ++i) {
-    if (values[i] < -entries || values[i] >= entries) {
-      Refuse("Input \"" + name + "\" picks entries of a table that has " +
-             std::to_string(entries) + "; found " + std::to_string(values[i]) + ".");
-    }
+    const double value = std::trunc(static_cast<double>(values[i]));
+    if (value >= -static_cast<double>(entries) && value < static_cast<double>(entries)) continue;
+    Refuse("Input \"" + name + "\" picks entries of a table that has " +
+           std::to_string(entries) + "; found " + std::to_string(values[i]) +
+           ". Give numbers from " + std::to_string(-entries) + " to " +
+           std::to_string(entries - 1) + ".");
+  }
+}
+
+void CheckEntries(const std::string& name, const char* packed, const Window& window,
+                  int64_t entries) {
+  const size_t count = window.elements();
+  const bool is_signed = window.dtype.code == kDLInt, is_float = window.dtype.code == kDLFloat;
+  switch (window.dtype.bits) {
+    case 8:
+      return is_signed ? CheckEntries<int8_t>(name, packed, count, entries)
+                       : CheckEntries<uint8_t>(name, packed, count, entries);
+    case 16:
+      if (is_float) return;  // nothing here reads them
+      return is_signed ? CheckEntries<int16_t>(name, packed, count, entries)
+                       : CheckEntries<uint16_t>(name, packed, count, entries);
+    case 32:
+      return is_float    ? CheckEntries<float>(name, packed, count, entries)
+             : is_signed ? CheckEntries<int32_t>(name, packed, count, entries)
+                         : CheckEntries<uint32_t>(name, packed, count, entries);
+    default:
+      return is_float    ? CheckEntries<double>(name, packed, count, entries)
+             : is_signed ? CheckEntries<int64_t>(name, packed, count, entries)
+                         : CheckEntries<uint64_t>(name, packed, count, entries);
   }
 }
 
@@ -332,12 +360,7 @@ void Program::Take(const std::map<std::string, const DLTensor*>& feeds) {
     char* packed = static_cast<char*>(fed->second->data) + fed->second->byte_offset;
     auto entries = variant().entries.find(name);
     if (entries != variant().entries.end()) {
-      const size_t count = window.elements();
-      if (window.item() == 8) {
-        CheckEntries(name, reinterpret_cast<int64_t*>(packed), count, entries->second);
-      } else {
-        CheckEntries(name, reinterpret_cast<int32_t*>(packed), count, entries->second);
-      }
+      CheckEntries(name, packed, window, entries->second);
     }
     Copy(window, packed, true);
   }

@@ -81,20 +81,22 @@ Wanted Parse(int count, char** values) {
 }
 
 std::map<std::string, tvm::ffi::Tensor> Inputs(const Wanted& wanted, const Program& program) {
+  const auto& inputs = program.variant().inputs;
+  for (const auto& [name, file] : wanted.inputs) {
+    if (!inputs.count(name)) Refuse("The artifact has no input \"" + name + "\".");
+  }
   std::map<std::string, tvm::ffi::Tensor> found;
-  for (const auto& [name, window] : program.variant().inputs) {
+  for (const auto& [name, window] : inputs) {
     auto file = wanted.inputs.find(name);
     if (file != wanted.inputs.end()) {
       found.emplace(name, tilewright::ReadArray(file->second));
       continue;
     }
-    std::printf("%s: not given, so zeros\n", name.c_str());
+    // Not to stdout: who counts what is executed begins at what is written there (count.c).
+    std::fprintf(stderr, "%s: not given, so zeros\n", name.c_str());
     tvm::ffi::Tensor zeros = tilewright::NewTensor(window.shape, window.dtype);
     std::memset(zeros.data_ptr(), 0, tvm::ffi::GetDataSize(*zeros.GetDLTensorPtr()));
     found.emplace(name, zeros);
-  }
-  for (const auto& [name, file] : wanted.inputs) {
-    if (!found.count(name)) Refuse("The artifact has no input \"" + name + "\".");
   }
   return found;
 }

@@ -42,9 +42,10 @@ class Worker:
         """Connect. An emulator of a `cpu` is started for that."""
         if place.kind == QEMU:
             place = place._replace(port=_emulated(programs, cpu, sysroot, place.key))
-        place = request_board(place) if place.kind == TRACKER else place
+        fleet = place if place.kind == TRACKER else None
+        place = request_board(fleet) if fleet else place
         self.name = f"{RPC}://{place.host}:{place.port}"
-        self._session = _connected(place)
+        self._session = _connected(place, fleet)
         self._session.upload(str(programs / LIBRARY))
         self._library = self._session.load_module(LIBRARY)
         self._folder = self._session.get_function("tvm.rpc.server.workpath")
@@ -96,13 +97,20 @@ class Worker:
         return tvm.runtime.tensor(np.asarray(value, order="C"), self._session.cpu())
 
 
-def _connected(place: Place) -> Any:
+def _connected(place: Place, fleet: Place | None) -> Any:
     """Return a session. Raises DeviceFailed where it can be told why there is none."""
     try:
         return rpc.connect(place.host, place.port, key=place.key)
-    except Exception:
-        check_server(place)
-        raise
+    except Exception as error:
+        if fleet is None:
+            check_server(place)
+            raise
+        # The board's key is a password of the tracker's, which says nothing to users.
+        raise DeviceFailed(
+            f"Device {fleet}: {RPC}://{place.host}:{place.port}, which the tracker gave, does "
+            "not answer. Check that it is up, and that this machine reaches it; or try "
+            "again, for another one."
+        ) from error
 
 
 def _numbers(joined: str) -> list[int]:

@@ -14,6 +14,7 @@ from tilewright.protocol import LayerDecision, Report
 from tilewright.targets.cuda.compile import NO_COMPILER, Cubin, compile_cuda
 from tilewright.targets.cuda.device import Device, occupancy
 from tilewright.targets.cuda.executor import CUBIN, PROGRAM, WEIGHTS_FILE
+from tilewright.targets.cuda.indices import clamped
 from tilewright.targets.cuda.launches import Function, write_source
 from tilewright.targets.cuda.layers import Layers
 from tilewright.targets.cuda.lowering import fuse, prim_funcs, to_relax
@@ -142,7 +143,7 @@ def kernel_table(
 def _lower(graph: Graph, device: Device, tile: int) -> _Lowered:
     layers = Layers(linear_layers(graph), device, tile)
     target = tvm_target(device.arch)
-    fused = fuse(to_relax(graph), layers.legalizers(), target)
+    fused = fuse(to_relax(clamped(graph)), layers.legalizers(), target)
     cycles = {name: function_cycles(f, device) for name, f in prim_funcs(fused).items()}
     return _Lowered(graph, schedule(fused, target), cycles, layers.told())
 

@@ -9,6 +9,7 @@ from tvm import tirx
 from tvm.ir.instrument import pass_instrument
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
+from tilewright.errors import CannotLower
 from tilewright.targets.cuda.fragments import with_definition
 
 # Dimensions of a launch, in this order: blocks, then threads of a block.
@@ -117,9 +118,16 @@ def _launch(call: Any, numbers: Mapping[Any, int]) -> Launch:
     extents = dict(zip(tags, map(int, call.args[behind:]), strict=True))
     assert set(tags) <= set(_TAGS), f"{call} needs {tags}"
     sizes = [extents.get(tag, 1) for tag in _TAGS]
+    name, arguments = str(call.args[0].value), call.args[1:behind]
+    if not all(hasattr(argument, "args") for argument in arguments):
+        raise CannotLower(
+            f'The gpu target cannot launch "{name}", as TVM calls what it makes of a node: it '
+            "takes more than arrays, as those of ScatterND do. Compile for cpu, or change the "
+            "model so that it needs none."
+        )
     return Launch(
-        str(call.args[0].value),
-        tuple(numbers[argument.args[0]] for argument in call.args[1:behind]),
+        name,
+        tuple(numbers[argument.args[0]] for argument in arguments),
         (sizes[0], sizes[1], sizes[2]),
         (sizes[3], sizes[4], sizes[5]),
     )

@@ -1,5 +1,6 @@
 """Program -> Relax module -> shared library."""
 
+import difflib
 import functools
 import hashlib
 import tempfile
@@ -11,10 +12,10 @@ from typing import Any, NamedTuple
 
 import tvm
 from tvm import relax, tirx
-from tvm.target.codegen import llvm_get_cpu_archlist
+from tvm.target.codegen import llvm_get_cpu_archlist, llvm_is_valid_cpu
 
 from tilewright import oracle
-from tilewright.errors import UnknownName
+from tilewright.errors import UnusableInput
 from tilewright.protocol import Report
 from tilewright.targets.kernels.pen import Isa, bases_of, dtype_of, write_prim_func
 from tilewright.targets.link import Link
@@ -122,13 +123,20 @@ def function_name(kernel: Kernel) -> str:
 
 
 def llvm_target(isa: Isa) -> Any:
-    """Return TVM's target for an instruction set. Raises UnknownName for a wrong `mcpu`."""
+    """Return TVM's target for an instruction set.
+
+    Raises UnusableInput for an `mcpu` that LLVM has not: it would take the plainest core.
+    """
     features = [f"+{feature}" for feature in isa.features]
     machine = {"mtriple": isa.triple} if isa.triple else {}
-    # LLVM would take a name that it does not know for the plainest core there is.
-    known = llvm_get_cpu_archlist(tvm.target.Target({"kind": "llvm", **machine}))
-    if isa.mcpu not in known:
-        raise UnknownName("mcpu", isa.mcpu, known)
+    if not llvm_is_valid_cpu(isa.mcpu, isa.triple):
+        known = llvm_get_cpu_archlist(tvm.target.Target({"kind": "llvm", **machine}))
+        near = difflib.get_close_matches(isa.mcpu, known)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UnusableInput(
+            f'The target\'s mcpu is "{isa.mcpu}", and LLVM has no such CPU.{hint} Correct it '
+            "in the target's .toml."
+        )
     return tvm.target.Target(
         {"kind": "llvm", "mcpu": isa.mcpu, "mattr": features, "opt-level": 3, **machine}
     )

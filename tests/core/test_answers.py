@@ -54,6 +54,25 @@ def test_divergence_is_that_of_what_softmax_makes_of_rows() -> None:
     assert answers.divergence(broken) == np.inf
 
 
+def test_padding_diverges_from_nothing() -> None:
+    text = """g (float[1,6,8] x, int64[1,6] attention_mask) => (float[1,6,4] y) {
+        i = Cast<to=1>(attention_mask)  j = Unsqueeze(i, last)
+        k = Add(x, j)  y = MatMul(k, w)
+    }"""
+    last = np.array([-1], np.int64)
+    dense, other = (small_graph(text, w=normal(8, 4, seed=s), last=last) for s in (0, 1))
+    x, mask = normal(5, 6, 8), np.tile(np.arange(6) < 4, (5, 1)).astype(np.int64)
+
+    def divergence(x: np.ndarray, mask: np.ndarray) -> float:
+        data = Calibration.from_arrays({"x": x, "attention_mask": mask}, dense.inputs)
+        return Answers(dense, data).divergence(other)
+
+    changed = x.copy()
+    changed[:, 4:] = 100
+    assert divergence(changed, mask) == pytest.approx(divergence(x, mask), rel=1e-6)
+    assert divergence(changed, np.ones_like(mask)) > 2 * divergence(x, mask)
+
+
 def test_samples_whose_largest_value_moved_are_counted() -> None:
     weights = normal(8, 4)
     swapped = weights[:, [1, 0, 2, 3]]

@@ -661,16 +661,29 @@ def test_threads_may_call_one_executable_at_the_same_time() -> None:
 
 def test_ids_beyond_the_table_are_refused() -> None:
     graph = graph_of(
-        "g (int64[2] ids, int32[2] more) => (float[2,4] y, float[1,2,4] z) {"
+        "g (int64[2] ids, int32[2] more, uint8[2] small, float[2] wide) =>"
+        " (float[2,4] y, float[1,2,4] z, float[2,4] s, float[2,4] v) {"
         " y = Gather(table, ids) m = Unsqueeze(more, zero) c = Cast <to = 7> (m)"
-        " z = Gather(table, c) }",
+        " z = Gather(table, c) t = Cast <to = 7> (small) s = Gather(table, t)"
+        " w = Cast <to = 6> (wide) v = Gather(table, w) }",
         table=normal(5, 4),
         zero=np.array([0]),
     )
     executable, _ = built(graph)
-    fine = {"ids": np.array([-5, 4]), "more": np.array([0, 1], np.int32)}
+    fine = {
+        "ids": np.array([-5, 4]),
+        "more": np.array([0, 1], np.int32),
+        "small": np.array([4, 0], np.uint8),
+        "wide": np.array([4.9, -5.9], np.float32),  # which are 4 and -5
+    }
     executable(fine)
-    for bad in ({"ids": np.array([0, 5])}, {"more": np.array([-6, 0], np.int32)}):
+    for bad in (
+        {"ids": np.array([0, 5])},
+        {"more": np.array([-6, 0], np.int32)},
+        {"small": np.array([2, 77], np.uint8)},
+        {"wide": np.array([5, 0], np.float32)},
+        {"wide": np.array([np.nan, 0], np.float32)},
+    ):
         with pytest.raises(UnusableInput, match="picks entries of a table that has 5"):
             executable({**fine, **bad})
 

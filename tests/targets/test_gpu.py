@@ -466,3 +466,39 @@ def test_what_picks_an_entry_that_a_table_has_not_is_refused_and_the_last_is_min
     for wrong in ([0, 1, 5], [-6, 0, 0]):
         with pytest.raises(UnusableInput, match=r"\"ids\" picks .*Give numbers from -5 to 4"):
             run({"ids": np.array(wrong)})
+
+
+@needs_opencl
+@pytest.mark.parametrize(
+    ("text", "ids", "nearest"),
+    [
+        ("(int64[3] ids) => (float[3,4] y) { y = Gather(table, i) }", [9, -9, 1], [4, -5, 1]),
+        (
+            "(int64[1,4] ids) => (float[1,4] y) { y = GatherElements <axis = 0> (table, i) }",
+            [[0, 5, -6, 4]],
+            [[0, 4, -5, 4]],
+        ),
+        (
+            "(int64[3,2] ids) => (float[3] y) { y = GatherND(table, i) }",
+            [[5, 0], [0, 4], [-6, -5]],
+            [[4, 0], [0, 3], [-5, -4]],
+        ),
+    ],
+)
+def test_indices_that_a_network_computes_are_the_nearest_that_there_are(
+    text: str, ids: list[int], nearest: list[int], tmp_path: Path
+) -> None:
+    head, _, body = text.partition("{ ")
+    text = f"g {head}{{ i = Add(ids, one) {body}"
+    graph = graph_of(text, one=np.array(1), table=normal(5, 4))
+    build_in(tmp_path, graph)
+    run = GpuBackend().load(tmp_path, device="opencl")
+    expected = oracle.run(graph, {"ids": np.array(nearest) - 1})["y"]
+    np.testing.assert_array_equal(run({"ids": np.array(ids) - 1})["y"], expected)
+
+
+def test_kernels_that_take_more_than_arrays_are_refused(tmp_path: Path) -> None:
+    text = "g (int64[2,1] ids) => (float[5,4] y) { y = ScatterND(table, ids, rows) }"
+    graph = graph_of(text, table=normal(5, 4), rows=normal(2, 4))
+    with pytest.raises(CannotLower, match=r"cannot launch .* ScatterND"):
+        build_in(tmp_path, graph)

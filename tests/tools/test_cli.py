@@ -683,7 +683,12 @@ def test_other_commands_refuse_what_does_not_exist(run: Cli, model: Path, target
         ('backend = "cpu"', "", "is not complete: the key 'backend' is missing"),
         ('lanes = "positions"', "", "is not complete: the key 'lanes' is missing"),
         ('tile = "4x1"', 'tile = "4y1"', 'has a wrong value: a tile is "4y1" and must be'),
+        ('tile = "4x1"', "tile = 4", "tile is 4 and must be a text"),
+        ('lanes = "positions"', 'lanes = "position"', 'lanes is "position" and must be'),
+        ("min_positions = 24", 'min_positions = "24"', "'24' and must be a whole number"),
+        ("[[orders.int8]]", "[orders.int8]", "and must be a list"),
         ("[[orders.fp32]]", "[orders.fp32]", "cannot be read"),
+        ('backend = "cpu"', 'backend = "cpu"\npatterns = "2:4"', "patterns is '2:4'"),
     ],
 )
 def test_a_target_of_ones_own_with_a_mistake_is_told_where_it_is(
