@@ -28,7 +28,7 @@ def test_every_pass_is_listed_with_what_it_does_and_its_options() -> None:
         ("prune-channels", "multiple", "a whole number from 1 on"),
         ("prune-gradually", "regrow", "a share of at least 0 and below 1"),
         ("prune-gradually", "start", "a share from 0 to sparsity"),
-        ("heal", "loss", '"cosine" or "squares"'),
+        ("heal", "loss", 'one of "cosine", "squares", "divergence"'),
         ("quantize-blocks", "block", "one of 16, 32, 64, 128, 256"),
         ("prune-tiles", "smallest", "a whole number from 0 on"),
         ("prune-tiles", "skip", None),
