@@ -198,8 +198,24 @@ def isa_of(target: Target) -> Isa:
 
 def _core_of(target: Target) -> Core:
     """Return the model of a target's core. Raises UnusableInput."""
-    l1, l2 = (tuple(_emulated(target, level)) for level in ("l1", "l2"))
-    return Core(str(_emulated(target, "llvm_mca_cpu")), l1, l2)
+    return Core(
+        str(_emulated(target, "llvm_mca_cpu")), _cache(target, "l1"), _cache(target, "l2")
+    )
+
+
+def _cache(target: Target, level: str) -> tuple[int, int, float]:
+    found = _emulated(target, level)
+    if not isinstance(found, list) or len(found) != 3 or not all(_is_size(n) for n in found):
+        raise UnusableInput(
+            f"Target {target.name}: {level} of [emulated] is {found!r}, and must be [KiB, "
+            "ways, cycles of a line that is not there], such as [64, 4, 2.0]."
+        )
+    kib, ways, cycles = found
+    return kib, ways, cycles
+
+
+def _is_size(number: object) -> bool:
+    return isinstance(number, int | float) and number > 0
 
 
 def _emulated(target: Target, key: str) -> Any:

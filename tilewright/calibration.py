@@ -106,6 +106,11 @@ class Calibration:
         """Return up to so many samples."""
         return Calibration(self._feeds[:samples])
 
+    def are_alike(self) -> bool:
+        """Say whether all samples are the same: they say no more than one does."""
+        first, *others = self._feeds
+        return all(np.array_equal(each[name], first[name]) for each in others for name in first)
+
     def held_out(self, every: int) -> tuple["Calibration", "Calibration"]:
         """Return the samples without one of every so many, and those; a lone one in both."""
         rest = tuple(feed for i, feed in enumerate(self._feeds) if (i + 1) % every)

@@ -107,6 +107,7 @@ def _described(table: dict[str, Any]) -> Target:
         for dtype, entries in _take(dict, table, "orders").items()
     }
     patterns = _checked(list, "patterns", table.pop("patterns", []))
+    _checked(int, "threads", table.get("threads", 0))
     return Target(
         name=_take(str, table, "name"),
         backend=_take(str, table, "backend"),

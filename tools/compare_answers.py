@@ -26,6 +26,11 @@ def compare_answers(
     if calibration is None:
         report("no calibration data: how far the answers moved is not measured")
         return None
+    if calibration.samples > 1 and calibration.are_alike():
+        report(
+            "all calibration samples are the same: how far the answers moved is not measured"
+        )
+        return None
     macs = sum(cost.macs for cost in node_costs(dense))
     most = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, _MACS // max(macs, 1)))
     _, samples = calibration.held_out(math.ceil(calibration.samples / most))

@@ -97,8 +97,5 @@ def _doubts(given: Calibration) -> Iterator[str]:
             f"there are few samples ({given.samples}): what is fitted to them agrees there, "
             "and less elsewhere. Give some hundreds."
         )
-    feeds = given.feeds()
-    first = next(feeds)
-    alike = (np.array_equal(each[name], first[name]) for each in feeds for name in first)
-    if given.samples > 1 and all(alike):
+    if given.samples > 1 and given.are_alike():
         yield "all samples are the same, which say what one does. Give samples that differ."

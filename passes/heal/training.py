@@ -220,7 +220,11 @@ class Training:
             before(self.epoch * self.steps_per_epoch + index, batch)
             self._step(batch, (self.epoch + start / count) / options.epochs)
             done = min(start + options.batch, count)
-            now = f"; error {self.first:.5f}, at best {self.best:.5f}" if self._best else ""
+            now = (
+                f"; error {self.first:.5f} before, {self.best:.5f} at best"
+                if self._best
+                else ""
+            )
             report(
                 f"{options.name}: epoch {self.epoch + 1} of {options.epochs}, "
                 f"{done} of {count} samples{now}"

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <string>
 
 #include "arrays.h"
@@ -108,6 +109,9 @@ std::string FileOf(std::string name) {
 }
 
 void Main(const Wanted& wanted) {
+  if (!wanted.output.empty() && !std::filesystem::is_directory(wanted.output)) {
+    Refuse("--output " + wanted.output + ": there is no such folder. Create it.");
+  }
   Program program(wanted.folder + "/", wanted.threads);
   const auto inputs = Inputs(wanted, program);
   std::map<std::string, const DLTensor*> feeds;

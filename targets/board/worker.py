@@ -130,7 +130,11 @@ def _emulated(programs: Path, cpu: str, sysroot: str, key: str) -> int:
     assert process.stdout is not None, "the server was started with a pipe"
     line = process.stdout.readline()
     if not line.startswith("READY "):
-        raise RuntimeError(f"{' '.join(command)} ended with exit code {process.wait()}")
+        raise DeviceFailed(
+            f"Device qemu: `qemu-aarch64 -cpu {cpu}` ended with exit code {process.wait()} "
+            "before the board's server was ready. Correct qemu_cpu in the target's .toml "
+            "(`qemu-aarch64 -cpu help` lists them), or install a newer QEMU."
+        )
     return int(line.split()[1])
 
 

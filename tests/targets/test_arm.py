@@ -244,6 +244,11 @@ def test_a_target_that_lacks_its_instruction_set_is_refused(tmp_path: Path) -> N
     mistyped = {**A76.settings, "isa": {**A76.settings["isa"], "dot": "sdott"}}
     with pytest.raises(UnusableInput, match='dot is "sdott"'):
         ArmBackend().check(replace(A76, settings=mistyped), "qemu", None)
+    for wrong in ("64", [64, 4], [64, 4, "2"], [0, 4, 2.0]):
+        emulated_as = {"emulated": {**A76.settings["emulated"], "l1": wrong}}
+        bad = replace(A76, settings={**A76.settings, **emulated_as})
+        with pytest.raises(UnusableInput, match=r"l1 of \[emulated\] is .*must be \[KiB"):
+            ArmBackend().check(bad, "qemu", None)
     for mcpu, said in (("cortex-a67", r'"cortex-a67", .* Did you mean cortex-'), ("", 'is ""')):
         unknown = {**A76.settings, "isa": {**A76.settings["isa"], "mcpu": mcpu}}
         with pytest.raises(UnusableInput, match=said):

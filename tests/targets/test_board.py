@@ -324,6 +324,7 @@ def test_the_runner_reads_and_writes_arrays_without_python(
         (["{artifact}", "--input", "x={cut}"], "ends too early"),
         (["{artifact}", "--input", "x={text}"], "is no .npy file"),
         (["{artifact}", "--input", "x={wide}"], "be float32 [16, 8]; found float64 [16, 8]."),
+        (["{artifact}", "--output", "{artifact}/none"], "there is no such folder. Create it"),
         (["{artifact}", "--repeat", "0"], "--repeat 0: give a whole number"),
         (["{artifact}", "--quick"], "--quick needs a value"),
     ],

@@ -580,6 +580,16 @@ def test_calibration_data_that_say_little_are_told(
     assert ended.err.count("calibration: ") == len(said)
 
 
+def test_agreement_on_samples_that_are_all_the_same_is_no_figure(
+    run: Cli, model: Path, target: str
+) -> None:
+    np.savez("c.npz", x=np.ones((20, 8), np.float32))
+    shared = ("--target", target, "--calibration", "c.npz", "--sparsity", "0.5")
+    ended = run("compile", model, *shared, "-o", "c.tw")
+    assert (ended.code, "Agreement" in ended.out) == (0, False)
+    assert "samples are the same: how far the answers moved is not measured" in ended.err
+
+
 @pytest.mark.parametrize(
     ("arrays", "part"),
     [
@@ -683,6 +693,7 @@ def test_other_commands_refuse_what_does_not_exist(run: Cli, model: Path, target
         ('backend = "cpu"', "", "is not complete: the key 'backend' is missing"),
         ('lanes = "positions"', "", "is not complete: the key 'lanes' is missing"),
         ('tile = "4x1"', 'tile = "4y1"', 'has a wrong value: a tile is "4y1" and must be'),
+        ("threads = 0", 'threads = "four"', "threads is 'four' and must be a whole number"),
         ('tile = "4x1"', "tile = 4", "tile is 4 and must be a text"),
         ('lanes = "positions"', 'lanes = "position"', 'lanes is "position" and must be'),
         ("min_positions = 24", 'min_positions = "24"', "'24' and must be a whole number"),
