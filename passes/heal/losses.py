@@ -57,24 +57,14 @@ def aligned_scores(name: str, loss: str, graph: Graph, dense: Graph) -> list[str
     """
     if loss != _DIVERGENCE:
         return []
-    both = scores_of_rows(graph) & scores_of_rows(dense)
+    both = _scores_of_rows(graph) & _scores_of_rows(dense)
     if not both:
-        raise no_scores(name)
+        raise UnusableInput(
+            f'{name}: loss="{_DIVERGENCE}" compares scores of classes, and no output of the '
+            "model holds such along its last axis, written by a linear layer. Give "
+            'loss="squares".'
+        )
     return sorted(both)
-
-
-def scores_of_rows(graph: Graph) -> set[str]:
-    """Return the names of tensors whose rows along the last axis are scores of classes."""
-    shapes = {str(t.name): static_shape(t) for t in class_scores(graph)}
-    return {name for name, shape in shapes.items() if shape and shape[-1] > 1}
-
-
-def no_scores(name: str) -> UnusableInput:
-    """Return the error of a pass whose loss is of scores, where there are none."""
-    return UnusableInput(
-        f'{name}: loss="{_DIVERGENCE}" compares scores of classes, and no output of the model '
-        'holds such along its last axis, written by a linear layer. Give loss="squares".'
-    )
 
 
 def judge_of(
@@ -85,3 +75,9 @@ def judge_of(
         return Answers(dense, held).error
     answers = Answers(with_outputs(dense, scores), held)
     return lambda graph: answers.divergence(with_outputs(graph, scores))
+
+
+def _scores_of_rows(graph: Graph) -> set[str]:
+    """Return the names of tensors whose rows along the last axis are scores of classes."""
+    shapes = {str(t.name): static_shape(t) for t in class_scores(graph)}
+    return {name for name, shape in shapes.items() if shape and shape[-1] > 1}
